@@ -1,0 +1,319 @@
+"""Images on disk, the order they are seen in, and the batches made of them.
+
+Whatever is random is a function of (seed, epoch, index, view), so batches depend neither on the number of data
+workers nor on where a run was resumed.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from mgd_ssl.config import DataConfig
+from mgd_ssl.errors import UserError
+from moco import ViewPolicy, draw_view, render_view
+from moco.keyed import keyed_generator
+
+EXTENSIONS = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+    ]
+)  # what PIL reads among the formats photographs come in
+REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
+
+
+class ImageList:
+    """Image files below a folder, sorted by their path, in two arrays that processes share cheaply.
+
+    A million paths as Python strings would be copied into every data worker as soon as it looks at them.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], ignored: Sequence[str] = ()) -> None:
+        encoded = sorted(os.fsencode(name) for name in names)
+        self.root = root
+        self.ignored = list(ignored)  # files passed over for their extension
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    @classmethod
+    def scan(cls, root: Path) -> "ImageList":
+        """All image files below `root`, links followed.
+
+        Raises:
+            UserError: when the folder is missing, unreadable or holds no image.
+        """
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder: pass a folder of images")
+        names, ignored = _walk(root)
+        if not names:
+            found = f"{len(ignored)} other files, first {ignored[0]}" if ignored else "it is empty"
+            raise UserError(f"{root} holds no image ({found}): pass a folder with files like .jpg or .png in it")
+        return cls(root, names, ignored)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, index: int) -> str:
+        """Path relative to the root."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._bytes[start : self._ends[index]])
+
+    def open(self, index: int) -> Image.Image:
+        """Decode an image to RGB; whatever is wrong with the file is an exception."""
+        with Image.open(self.root / self.name(index)) as image:
+            return image.convert("RGB")
+
+    def fingerprint(self) -> str:
+        """Hash of the names and their order."""
+        return hashlib.sha256(self._bytes + self._ends.tobytes()).hexdigest()
+
+    def labels(self) -> tuple[np.ndarray, list[str]]:
+        """Class index [n] of every image and the class names: the first folder of its path.
+
+        Raises:
+            UserError: when images lie outside class folders, or there is one class only.
+        """
+        folders = [Path(self.name(i)).parts for i in range(len(self))]
+        loose = next((i for i, parts in enumerate(folders) if len(parts) < 2), None)
+        if loose is not None:
+            raise UserError(f"{self.root / self.name(loose)} has no label: put images into one folder a class")
+        classes = sorted({parts[0] for parts in folders})
+        if len(classes) == 1:
+            raise UserError(f"{self.root} holds the single class {classes[0]!r}: labels need at least two folders")
+        index_of = {name: index for index, name in enumerate(classes)}
+        return np.array([index_of[parts[0]] for parts in folders]), classes
+
+
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    names: list[str] = []
+    ignored: list[str] = []
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}): check its permissions") from error
+
+    for folder, subfolders, files in os.walk(root, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        relative = os.path.relpath(folder, root)
+        for file in files:
+            hidden = file.startswith(".")
+            wanted = not hidden and os.path.splitext(file)[1].lower() in EXTENSIONS
+            (names if wanted else ignored).append(os.path.normpath(os.path.join(relative, file)))
+    return names, ignored
+
+
+class Unreadable(NamedTuple):
+    """A file that could not be decoded."""
+
+    name: str
+    why: str
+
+
+class PretrainBatch(NamedTuple):
+    """Two views of every image."""
+
+    im_q: Tensor  # [N, H, W, 3] uint8
+    im_k: Tensor  # [N, H, W, 3] uint8
+    unreadable: list[Unreadable]
+
+
+class EvalBatch(NamedTuple):
+    """Centre crops."""
+
+    images: Tensor  # [N, H, W, 3] uint8
+    indices: Tensor  # [N] where they come from; of the replacement where an image was unreadable
+    unreadable: list[Unreadable]
+
+
+class Samples:
+    """Decoding with replacement: an unreadable image gives way to another one, the same one every time."""
+
+    def __init__(self, images: ImageList, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def decode(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
+        """The image at `index` or its replacement, and where that one is; failures are added to the list.
+
+        Raises:
+            UserError: when nothing can be decoded in many tries.
+        """
+        candidate = index
+        for attempt in range(REPLACEMENTS):
+            try:
+                return self.images.open(candidate), candidate
+            except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                unreadable.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
+            generator = keyed_generator(self.seed, "replacement", index, attempt)
+            candidate = int(generator.integers(len(self.images)))
+        failure = unreadable[-1]
+        raise UserError(
+            f"{REPLACEMENTS} images tried in a row are unreadable, last {self.images.root / failure.name} "
+            f"({failure.why}): check that the folder holds whole images"
+        )
+
+
+class TwoViews(Samples, Dataset[PretrainBatch]):
+    """Query and key view of each image, addressed by (epoch, index).
+
+    Args:
+        images: what to look at.
+        policy: distribution of the views.
+        size: edge of a view in pixels.
+        seed: of the run.
+    """
+
+    def __init__(self, images: ImageList, policy: ViewPolicy, size: int, seed: int) -> None:
+        super().__init__(images, seed)
+        self.policy, self.size = policy, size
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> PretrainBatch:
+        """A batch; the loader calls this once with all keys of the batch."""
+        views = np.empty((2, len(keys), self.size, self.size, 3), dtype=np.uint8)
+        unreadable: list[Unreadable] = []
+        for row, (epoch, index) in enumerate(keys):
+            image, _ = self.decode(index, unreadable)  # once for both views
+            for v in range(2):
+                view = draw_view(self.policy, *image.size, seed=self.seed, epoch=epoch, index=index, view=v)
+                views[v, row] = np.asarray(render_view(image, view, self.size))
+        im_q, im_k = torch.from_numpy(views)
+        return PretrainBatch(im_q, im_k, unreadable)
+
+
+class CentreCrops(Samples, Dataset[EvalBatch]):
+    """The image as it is evaluated: short side to 256/224 of the size, centre crop (as published)."""
+
+    def __init__(self, images: ImageList, size: int, seed: int) -> None:
+        super().__init__(images, seed)
+        self.size = size
+
+    def __getitems__(self, indices: Sequence[int]) -> EvalBatch:
+        """A batch; the loader calls this once with all indices of the batch."""
+        crops = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+        used, unreadable = [], list[Unreadable]()
+        for row, index in enumerate(indices):
+            image, where = self.decode(index, unreadable)
+            image = TF.resize(image, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR)
+            crops[row] = np.asarray(TF.center_crop(image, [self.size, self.size]))
+            used.append(where)
+        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), unreadable)
+
+
+class TrainingOrder:
+    """Keys (epoch, index) of this rank's part of every global batch, from a step on to the end of the run.
+
+    The order of an epoch is a function of (seed, epoch); what is left over at its end is dropped. The global batch
+    of a step does not depend on the number of processes.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, epochs: int, seed: int, first_step: int, rank: int, world_size: int
+    ) -> None:
+        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
+        self.first_step, self.rank, self.world_size = first_step, rank, world_size
+        self.steps_per_epoch = num_images // batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        local = self.batch_size // self.world_size
+        first_epoch, first = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = keyed_generator(self.seed, "order", epoch).permutation(self.num_images)
+            for step in range(first, self.steps_per_epoch):
+                start = step * self.batch_size + self.rank * local
+                yield [(epoch, int(index)) for index in order[start : start + local]]
+            first = 0
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.first_step
+
+
+def view_policy(config: DataConfig) -> ViewPolicy:
+    """Distribution of the views a configuration asks for."""
+    recipe = ViewPolicy.v1() if config.recipe == "v1" else ViewPolicy()
+    return replace(recipe, scale=config.crop_scale, blur_sigma=config.blur_sigma)
+
+
+def chunks(indices: np.ndarray, size: int) -> list[list[int]]:
+    """Consecutive lists of at most `size` indices."""
+    return [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
+
+
+def subset(num_images: int, count: int, seed: int, purpose: str) -> np.ndarray:
+    """Sorted indices of at most `count` images, a function of (seed, purpose)."""
+    if count >= num_images:
+        return np.arange(num_images)
+    return np.sort(keyed_generator(seed, purpose).choice(num_images, size=count, replace=False, shuffle=False))
+
+
+@contextmanager
+def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> Iterator[Iterator[Any]]:
+    """Iterator over the batches of `dataset.__getitems__(key list)`; its workers end with the block.
+
+    Args:
+        dataset: with `__getitems__`.
+        keys: lists of keys, one a batch.
+        workers: processes; 0 decodes in this one. Same batches for any number.
+        pin: put batches into pinned memory, for copies to a GPU that do not wait.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=_ignore_signals,
+    )
+    iterator = iter(loader)
+    try:
+        yield _told_plainly(iterator)
+    finally:
+        # workers ignore SIGTERM (below), so they must be told to end before the interpreter waits for them
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _told_plainly(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; a worker's UserError without the traceback the loader puts before it."""
+    try:
+        yield from iterator
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole job is for the training process, which still needs its workers to finish a step."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

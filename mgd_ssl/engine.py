@@ -1,0 +1,382 @@
+"""The training loop: steps, and what happens between them."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data import CentreCrops, ImageList, PretrainBatch, TrainingOrder, TwoViews, batches, subset, view_policy
+from mgd_ssl.encoders import trunk
+from mgd_ssl.errors import TrainingError
+from mgd_ssl.knn import Accuracy
+from mgd_ssl.log import RunLog, logger
+from mgd_ssl.method import DistilledMoCo, Losses
+from mgd_ssl.monitor import KNNMonitor
+from mgd_ssl.rematch import update_matching
+from mgd_ssl.runtime import Runtime, StopRequest
+from mgd_ssl.schedule import learning_rate, matching_epochs
+from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.teacher import Teacher
+from moco.dist import rank, sum_over_ranks, world_size
+from moco.keyed import keyed_seed
+
+
+class Meter:
+    """Sums of the loss terms on the device, read only when a row is logged."""
+
+    NAMES = ("loss", "contrastive", "distillation", "accuracy")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new average."""
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=self.device)
+        self.num_steps = 0
+
+    def update(self, losses: Losses, step: int) -> None:
+        """Add a step; notes the first one whose loss is not finite."""
+        terms = (losses.total.detach(), losses.contrastive, losses.distillation, losses.accuracy)
+        self.sums += torch.stack([term.double() for term in terms])
+        bad = torch.where(torch.isfinite(terms[0]), math.inf, float(step))
+        self.first_bad_step = torch.minimum(self.first_bad_step, bad)
+        self.num_steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Averages over steps and ranks since the last reset."""
+        sums = sum_over_ranks(self.sums.clone()) / (max(1, self.num_steps) * world_size())
+        return dict(zip(self.NAMES, sums.tolist(), strict=True))
+
+    def share(self) -> None:
+        """Give every rank the average of the ranks' sums, so that the state of rank 0 speaks for all."""
+        self.sums = sum_over_ranks(self.sums) / world_size()
+
+    def check_finite(self) -> None:
+        """Stop all ranks if any of them saw a loss that is not finite.
+
+        Raises:
+            TrainingError: naming the first such step.
+        """
+        first = self.first_bad_step.clone()
+        if world_size() > 1:
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        if math.isfinite(first.item()):
+            raise TrainingError(
+                f"the loss of step {int(first)} is not finite and the last checkpoint from before it is kept: "
+                "lower optim.lr or mgd.weight, or use precision bfloat16 or float32, and start a new --out"
+            )
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, pauses left out."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.num_batches = 0
+
+    def next_batch(self, loader: Iterator[PretrainBatch]) -> PretrainBatch:
+        """The next batch, and account of how long it took to come."""
+        asked = time.monotonic()
+        batch = next(loader)
+        self.waited += time.monotonic() - asked
+        self.num_batches += 1
+        return batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the block out."""
+        began = time.monotonic()
+        yield
+        self.started += time.monotonic() - began
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """Speed since the last reading, and start anew."""
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        speed = {
+            "images_per_second": self.num_batches * batch_size / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+        }
+        self._restart()
+        return speed
+
+
+class Trainer:
+    """Everything that lives through a run.
+
+    Args:
+        config: of the run.
+        method: student, on the device.
+        teacher: on the device, or None.
+        images: training images.
+        runtime: device and precision.
+        monitor: k-NN, or None.
+        checkpoints: of the run.
+        skipped: account of unreadable files.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        method: DistilledMoCo,
+        teacher: Teacher | None,
+        images: ImageList,
+        runtime: Runtime,
+        monitor: KNNMonitor | None,
+        checkpoints: Checkpoints,
+        skipped: SkippedFiles,
+    ) -> None:
+        self.config, self.method, self.teacher, self.images = config, method, teacher, images
+        self.runtime, self.monitor, self.checkpoints, self.skipped = runtime, monitor, checkpoints, skipped
+        optim = config.optim
+        self.steps_per_epoch = len(images) // optim.batch_size
+        self.total_steps = optim.epochs * self.steps_per_epoch
+        self.matching_epochs = {0, *(config.mgd.matching_epochs or matching_epochs(optim.epochs))}
+        self.step = 0  # finished steps
+        self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
+        self.meter = Meter(runtime.device)
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == torch.float16)
+        self.model: torch.nn.Module = method
+
+    def wrap(self) -> None:
+        """Compile and distribute the model; call it after its state is in place."""
+        if self.config.runtime.compile:
+            networks = [self.method.moco.encoder_q, self.method.moco.encoder_k]
+            for network in networks + ([self.teacher.backbone] if self.teacher else []):
+                network.compile()  # in place: the names in the state dict stay
+        if world_size() > 1:
+            # BatchNorm statistics stay each rank's own: MoCo shuffles so that they differ
+            self.model = DistributedDataParallel(
+                self.method,
+                device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    # one step
+
+    def train_step(self, batch: PretrainBatch) -> Losses:
+        """Forward, backward, update, enqueue."""
+        im_q, im_k = self.runtime.images(batch.im_q), self.runtime.images(batch.im_k)  # [N, 3, H, W]
+        with self.runtime.autocast():
+            targets = self.targets(im_q)
+            losses: Losses = self.model(im_q, im_k, targets, self.seed_of_step("shuffle"))
+        self.scaler.scale(losses.total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.moco.enqueue(losses.keys)
+        return losses
+
+    def targets(self, im_q: Tensor) -> Any:
+        """The teacher's maps of the query views, reduced to the student's channels; None without a teacher."""
+        if self.teacher is None or self.method.mgd is None:
+            return None
+        generator = None
+        if self.config.mgd.reducer == "random_drop":
+            generator = torch.Generator(im_q.device).manual_seed(self.seed_of_step("random drop"))
+        return self.method.mgd.reduce(self.teacher(im_q), generator)
+
+    def seed_of_step(self, purpose: str) -> int:
+        """Seed of what is drawn in the current step, equal on all ranks."""
+        return keyed_seed(self.config.seed, purpose, self.step)
+
+    def set_learning_rate(self) -> float:
+        """Learning rate of the current step."""
+        optim = self.config.optim
+        lr = learning_rate(
+            self.step, self.steps_per_epoch, optim.epochs, optim.lr, optim.warmup_epochs, optim.lr_schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    # the loop
+
+    def train(self, log: RunLog) -> int | None:
+        """Train to the end, or to the step after which a signal asked to stop.
+
+        Returns:
+            The number of that signal, None at the end.
+        """
+        data, optim = self.config.data, self.config.optim
+        dataset = TwoViews(self.images, view_policy(data), data.image_size, self.config.seed)
+        order = TrainingOrder(
+            len(self.images), optim.batch_size, optim.epochs, self.config.seed, self.step, rank(), world_size()
+        )
+        self.method.train()
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest().listening())
+            stack.callback(stop.finish)
+            loader = stack.enter_context(batches(dataset, order, self.workers, pin=self.on_gpu))
+            clock = Clock()
+            while self.step < self.total_steps:
+                if self.step % self.steps_per_epoch == 0:
+                    with clock.paused():
+                        self.begin_epoch(log)
+                batch = clock.next_batch(loader)
+                lr = self.set_learning_rate()
+                losses = self.train_step(batch)
+                self.meter.update(losses, self.step)
+                self.skipped.note(batch.unreadable)
+                self.step += 1
+                if self.step % self.config.runtime.log_every == 0 or self.step == self.total_steps:
+                    self.log_step(log, lr, clock)
+                stopping = stop.agreed()
+                if stopping or self.checkpoint_due():
+                    with clock.paused():
+                        self.save(log)
+                if stopping and self.step < self.total_steps:
+                    return stop.signal_number or 15
+        return None
+
+    def begin_epoch(self, log: RunLog) -> None:
+        """What the epoch that starts now rests on: matching and k-NN of the state so far."""
+        epoch = self.step // self.steps_per_epoch
+        if self.teacher is not None and epoch in self.matching_epochs:
+            self.rematch(log, epoch)
+        if self.monitor is not None and epoch % self.config.knn.every_epochs == 0:
+            self.evaluate(log)
+
+    def rematch(self, log: RunLog, epoch: int) -> None:
+        """Update the matching, and tell how it changed."""
+        assert self.teacher is not None
+        started = time.monotonic()
+        mgd = self.config.mgd
+        changes = update_matching(
+            self.method,
+            self.teacher,
+            CentreCrops(self.images, self.config.data.image_size, self.config.seed),
+            subset(len(self.images), mgd.matching_images, self.config.seed, "matching"),
+            self.runtime,
+            batch_size=max(1, self.config.optim.batch_size // world_size()),
+            workers=self.workers,
+            measure_margins=mgd.margin == "measured",
+            report=self.skipped.note,
+        )
+        row: dict[str, Any] = {"epoch": epoch, "seconds": time.monotonic() - started}
+        for i, change in enumerate(changes, start=1):
+            row |= {f"stage{i}_{name}": value for name, value in change._asdict().items()}
+        log.write("matching", self.step, row)
+        told = "; ".join(
+            f"stage {i}: {'' if c.cost_before is None else f'{c.cost_before:.4f} -> '}{c.cost_after:.4f}"
+            + ("" if c.cost_before is None else f", {c.changed:.0%} changed")
+            for i, c in enumerate(changes, start=1)
+        )
+        logger.info("matching after epoch %d (mean cost of a pair): %s", epoch, told)
+
+    def evaluate(self, log: RunLog) -> Accuracy:
+        """k-NN of the student as it is, beside its initial state and the teacher."""
+        assert self.monitor is not None
+        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q))
+        if self.step == 0:
+            self.knn_lines = {"random_top1": student.top1, "random_top5": student.top5}
+            logger.info("%s", self.monitor.protocol)
+            if self.teacher is not None:
+                teacher = self.monitor.evaluate(trunk(self.teacher.backbone))
+                self.knn_lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
+        log.write("knn", self.step, {**student._asdict(), **self.knn_lines, "protocol": self.monitor.protocol})
+        teacher_top1 = self.knn_lines.get("teacher_top1")
+        logger.info(
+            "k-NN at step %d: top-1 %.2f, top-5 %.2f (random encoder %.2f%s)",
+            self.step,
+            *student,
+            self.knn_lines["random_top1"],
+            "" if teacher_top1 is None else f", teacher {teacher_top1:.2f}",
+        )
+        return student
+
+    def log_step(self, log: RunLog, lr: float, clock: Clock) -> None:
+        """A row of metrics, and the progress line."""
+        means = self.meter.means()
+        self.meter.check_finite()
+        self.skipped.share()
+        speed = clock.read(self.config.optim.batch_size)
+        epoch = self.step / self.steps_per_epoch
+        log.write("train", self.step, {"epoch": epoch, **means, "lr": lr, **speed})
+        terms = f"loss {means['loss']:.4f}"
+        if self.teacher is not None:
+            distillation = self.config.mgd.weight * means["distillation"]
+            terms += f" = {means['contrastive']:.4f} contrastive + {distillation:.4f} distillation"
+        log.progress(
+            self.step,
+            f"epoch {epoch:.2f}, {terms}, lr {lr:.2g}, {speed['images_per_second']:.0f} images/s, "
+            f"{speed['data_wait']:.0%} waiting for data",
+        )
+        self.meter.reset()
+
+    # state
+
+    def checkpoint_due(self) -> bool:
+        """At the end of every epoch and every so many steps."""
+        return self.step % self.steps_per_epoch == 0 or self.step % self.config.checkpoint.every_steps == 0
+
+    def save(self, log: RunLog) -> None:
+        """Write a checkpoint, if the losses so far are finite; returns on all ranks when it is whole."""
+        self.meter.check_finite()
+        self.meter.share()
+        failure: list[TrainingError | None] = [None]
+        if rank() == 0:
+            try:
+                self.checkpoints.save(self.step, self.state(log.metrics_bytes))
+            except TrainingError as error:
+                failure = [error]
+        if world_size() > 1:
+            dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise failure[0]
+
+    def state(self, metrics_bytes: int) -> dict[str, Any]:
+        """All that a run needs to go on; `state_dict` reads as an official MoCo checkpoint."""
+        moco = {f"module.{name}": value for name, value in self.method.moco.state_dict().items()}
+        return {
+            "format": 1,
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            "arch": self.config.student,
+            "config": self.config.model_dump(mode="json"),
+            "state_dict": moco,
+            "mgd": self.method.mgd.state_dict() if self.method.mgd else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": {"sums": self.meter.sums, "num_steps": self.meter.num_steps},
+            "knn_lines": self.knn_lines,
+            "metrics_bytes": metrics_bytes,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.step = state["step"]
+        self.method.moco.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
+        if self.method.mgd is not None:
+            self.method.mgd.load_state_dict(state["mgd"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter.sums.copy_(state["meter"]["sums"])
+        self.meter.num_steps = state["meter"]["num_steps"]
+        self.knn_lines = state["knn_lines"]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process computes on a GPU."""
+        return self.runtime.device.type == "cuda"
+
+    @property
+    def workers(self) -> int:
+        """Data processes of this process."""
+        return self.runtime.data_workers(self.config.data.workers)

@@ -1,0 +1,28 @@
+"""The distillation loss: partial L2 distance to a margin-ReLU target.
+
+Section 3.3 of "A Comprehensive Overhaul of Feature Distillation" (https://arxiv.org/abs/1904.01866), used by
+Matching Guided Distillation.
+"""
+
+from torch import Tensor
+
+
+def partial_l2(student_map: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    """Squared distance to `max(target, margin)`, but none where both are on the negative side already.
+
+    A value counts if the student is above its target or the target is positive: a student below a negative target
+    gives the same zero after the ReLU.
+
+    Args:
+        student_map: [N, C_s, H, W] float32.
+        target: [N, C_s, H, W] reduced teacher map, without gradient.
+        margin: [C_s], at most 0.
+
+    Returns:
+        Scalar sum over all elements.
+    """
+    clipped = target.maximum(margin[:, None, None])
+    distance = student_map - clipped
+    # target > 0 exactly where clipped > 0, since a margin is never positive
+    counts = (distance > 0) | (clipped > 0)
+    return (distance * counts).square().sum()

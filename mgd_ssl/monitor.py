@@ -1,0 +1,82 @@
+"""k-NN accuracy of the student while it trains, between a random encoder's and the teacher's."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from mgd_ssl.config import KNNConfig
+from mgd_ssl.data import ImageList, subset
+from mgd_ssl.errors import UserError
+from mgd_ssl.features import extract_features
+from mgd_ssl.knn import Accuracy, knn_accuracy
+from mgd_ssl.runtime import Runtime, on_rank_zero
+from mgd_ssl.skipped import SkippedFiles
+
+
+class KNNMonitor:
+    """Evaluates trunks on one labelled data set with one protocol.
+
+    Args:
+        config: folders, k, temperature.
+        runtime: device and precision.
+        image_size: edge of the crops in pixels.
+        seed: picks the voting images where the folder holds more than `max_bank`.
+        workers: data processes.
+        skipped: opens the account of a folder's unreadable images, by a short name of the folder.
+
+    Raises:
+        UserError: for missing folders, or classes that differ between them.
+    """
+
+    def __init__(
+        self,
+        config: KNNConfig,
+        runtime: Runtime,
+        *,
+        image_size: int,
+        seed: int,
+        workers: int,
+        skipped: Callable[[str, ImageList], SkippedFiles],
+    ) -> None:
+        if config.train is None or config.val is None:
+            missing = "knn.train" if config.train is None else "knn.val"
+            raise UserError(f"{missing} is not set: k-NN needs both labelled folders, or neither")
+        self.config, self.runtime = config, runtime
+        self.image_size, self.workers = image_size, workers
+        train, val = config.train, config.val
+        self.bank, self.queries = on_rank_zero(lambda: (ImageList.scan(train), ImageList.scan(val)))
+        self.bank_labels, classes = self.bank.labels()
+        self.query_labels, query_classes = self.queries.labels()
+        if classes != query_classes:
+            odd = sorted(set(classes) ^ set(query_classes))
+            raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+        self.skipped_bank = skipped("knn_train", self.bank)
+        self.skipped_queries = skipped("knn_val", self.queries)
+        self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
+        if config.k > len(self.bank_indices):
+            raise UserError(f"knn.k is {config.k} but only {len(self.bank_indices)} images vote: choose a smaller k")
+
+    @property
+    def protocol(self) -> str:
+        """What a number of this monitor means."""
+        return (
+            f"k-NN k={self.config.k} T={self.config.temperature}, {len(self.bank_indices)} voting and "
+            f"{len(self.queries)} classified images, centre crop {self.image_size}"
+        )
+
+    def evaluate(self, trunk: nn.Module) -> Accuracy:
+        """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks."""
+        bank, queries = (
+            extract_features(
+                trunk, images, labels, indices, self.runtime,
+                image_size=self.image_size, workers=self.workers, report=skipped.note,
+            )
+            for images, labels, indices, skipped in (
+                (self.bank, self.bank_labels, self.bank_indices, self.skipped_bank),
+                (self.queries, self.query_labels, np.arange(len(self.queries)), self.skipped_queries),
+            )
+        )  # fmt: skip
+        self.skipped_bank.share()
+        self.skipped_queries.share()
+        return on_rank_zero(lambda: knn_accuracy(bank, queries, self.config.k, self.config.temperature))

@@ -1,0 +1,323 @@
+"""Pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
+
+import fcntl
+import json
+import platform
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
+from mgd_ssl.config import PretrainConfig, differences
+from mgd_ssl.data import ImageList
+from mgd_ssl.encoders import build_encoder, stage_taps
+from mgd_ssl.engine import Trainer
+from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.log import RunLog, logger
+from mgd_ssl.method import DistilledMoCo
+from mgd_ssl.mgd import MGD
+from mgd_ssl.monitor import KNNMonitor
+from mgd_ssl.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.teacher import Teacher
+from mgd_ssl.weights import read_checkpoint
+from moco import MoCo
+from moco.dist import world_size
+from moco.keyed import keyed_seed
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after its state was saved; the same settings continue it."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a finished run leaves; also its `result.json`."""
+
+    out: str  # the run's folder
+    encoder: str  # file with the student's backbone, torchvision's state-dict keys
+    epochs: int
+    steps: int
+    knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+
+
+def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:
+    """Pretrain a student, or continue the run in `out`.
+
+    Args:
+        config: all settings; or pass them by name, groups as dictionaries:
+            `pretrain(out="run", student="resnet18", teacher="moco_v2_200ep_pretrain.pth.tar", data={"train": "images"})`.
+
+    Returns:
+        The result; at once when the run is finished already.
+
+    Raises:
+        UserError: when a setting, a file or a folder is at fault; nothing was trained.
+        TrainingError: when training had to stop; its checkpoints stay.
+        Interrupted: after SIGTERM, SIGINT or SIGUSR2, when the state is saved.
+        ValueError: for unknown settings or values out of range.
+    """
+    config = config or PretrainConfig(**settings)
+    out, train = config.out, config.data.train
+    if out is None:
+        raise UserError("out is not set: pass --out, the folder this run may write to")
+    if train is None:
+        raise UserError("data.train is not set: pass --data.train, a folder of images")
+    with process(config.runtime) as runtime:
+        images = on_rank_zero(lambda: ImageList.scan(train))
+        check_sizes(config, len(images))
+        teacher = None if config.teacher is None else Teacher.load(config.teacher, config.teacher_arch)
+        method = build_method(config, teacher)
+        with run_folder(out, description(config, images, teacher)) as finished:
+            if finished is not None:
+                return PretrainResult(**finished)
+            method.to(runtime.device, memory_format=runtime.memory_format)
+            if teacher is not None:
+                teacher.to(runtime.device, memory_format=runtime.memory_format)
+            return run(config, out, images, teacher, method, runtime)
+
+
+def run(
+    config: PretrainConfig,
+    out: Path,
+    images: ImageList,
+    teacher: Teacher | None,
+    method: DistilledMoCo,
+    runtime: Runtime,
+) -> PretrainResult:
+    """Train from the newest whole checkpoint in `out`, or from the start, to the end."""
+
+    def skipped(name: str, of: ImageList) -> SkippedFiles:
+        return SkippedFiles(out / f"skipped_{name}.jsonl", of, config.data.max_unreadable)
+
+    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint.keep)
+    complaints: list[str] = []
+    newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
+    state = read_checkpoint(newest) if newest else None
+    total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
+    with RunLog(out, total_steps, state["step"] if state else 0, state["metrics_bytes"] if state else 0) as log:
+        for complaint in complaints:
+            logger.warning("%s", complaint)
+        logger.info("%s", summary(config, images, runtime))
+        if teacher is not None:
+            logger.info("teacher %s", teacher.report)
+        monitor = None
+        if config.knn.train is not None or config.knn.val is not None:
+            monitor = KNNMonitor(
+                config.knn,
+                runtime,
+                image_size=config.data.image_size,
+                seed=config.seed,
+                workers=runtime.data_workers(config.data.workers),
+                skipped=skipped,
+            )
+        trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
+        if state is not None:
+            trainer.load(state)
+            logger.info("continuing after step %d of %d, from %s", trainer.step, total_steps, newest)
+        trainer.wrap()
+        stopped_by = trainer.train(log)
+        if stopped_by is not None:
+            name = signal.Signals(stopped_by).name
+            raise Interrupted(f"stopped by {name} after step {trainer.step}: the same command continues from there")
+        return finish(config, out, trainer, log)
+
+
+def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> PretrainResult:
+    """Last k-NN, then the student as a plain torchvision state dict, and the result."""
+    knn: dict[str, float] = {}
+    if trainer.monitor is not None:
+        accuracy = trainer.evaluate(log)
+        knn = {"top1": accuracy.top1, "top5": accuracy.top5, **trainer.knn_lines}
+    encoder = out / "encoder.pt"
+    result = PretrainResult(str(out), str(encoder), config.optim.epochs, trainer.step, knn)
+
+    def write() -> None:
+        backbone = trainer.method.moco.encoder_q.state_dict()
+        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
+        try:
+            write_whole(encoder, serialised(plain))
+            write_whole(out / "result.json", json.dumps(asdict(result), indent=2).encode())
+        except OSError as error:
+            raise TrainingError(
+                f"{encoder} cannot be written ({error.strerror}): make room, then run the same command again"
+            ) from error
+
+    on_rank_zero(write)
+    logger.info("student's backbone: %s (torchvision's keys)", encoder)
+    return result
+
+
+def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMoCo:
+    """The student with its losses, freshly initialised from the run's seed, on the CPU.
+
+    Raises:
+        UserError: when the architectures do not fit each other or the image size.
+    """
+    moco_config, mgd_config = config.moco, config.mgd
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(config.seed, "weights"))
+        encoder = build_encoder(config.student, moco_config.dim, moco_config.head_width)
+    taps = stage_taps(encoder)
+    moco = MoCo(
+        encoder,
+        moco_config.dim,
+        moco_config.queue_size,
+        moco_config.momentum,
+        moco_config.temperature,
+        seed=keyed_seed(config.seed, "queue"),
+    )
+    if teacher is None:
+        return DistilledMoCo(moco)
+    try:
+        mgd = MGD(
+            [tap.channels for tap in taps],
+            teacher.channels,
+            teacher.margins() if mgd_config.margin == "teacher" else None,
+            mgd_config.reducer,
+            mgd_config.stage_weights,
+        )
+    except ValueError as error:
+        raise UserError(f"{config.student} cannot learn from {config.teacher}: {error}") from error
+    method = DistilledMoCo(moco, mgd, [tap.relu for tap in taps], mgd_config.weight)
+    check_maps(method, teacher, config)
+    return method
+
+
+def check_maps(method: DistilledMoCo, teacher: Teacher, config: PretrainConfig) -> None:
+    """Raise UserError unless student and teacher maps have one spatial size at every stage, above 1 x 1."""
+    size = config.data.image_size
+    probe = torch.zeros(1, 3, size, size)
+    method.eval()
+    sizes = zip(method.student_maps(probe), teacher(probe), strict=True)
+    for i, (student_map, teacher_map) in enumerate(sizes, start=1):
+        s, t = list(student_map.shape[2:]), list(teacher_map.shape[2:])
+        if s != t:
+            raise UserError(
+                f"stage {i} of {config.student} has maps of {s} and of the teacher {t} at data.image_size {size}: "
+                "choose networks whose strides agree"
+            )
+        if s == [1, 1]:
+            raise UserError(
+                f"the maps of stage {i} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
+                "choose larger images"
+            )
+
+
+def check_sizes(config: PretrainConfig, num_images: int) -> None:
+    """Raise UserError unless batch, queue, processes and data fit one another."""
+    batch, queue, processes = config.optim.batch_size, config.moco.queue_size, world_size()
+    if num_images < batch:
+        raise UserError(
+            f"{config.data.train} holds {num_images} images, fewer than optim.batch_size {batch}: "
+            "add images or lower the batch size"
+        )
+    if queue % batch:
+        raise UserError(
+            f"moco.queue_size {queue} is not a multiple of optim.batch_size {batch}: "
+            f"set it to {max(1, round(queue / batch)) * batch}, say"
+        )
+    if batch % processes or batch // processes < 2:
+        raise UserError(
+            f"optim.batch_size {batch} does not give each of {processes} processes the same number of at least "
+            "2 images: change either"
+        )
+
+
+def description(config: PretrainConfig, images: ImageList, teacher: Teacher | None) -> dict[str, Any]:
+    """What a run is, as saved in its `config.json`."""
+    report = teacher.report if teacher is not None else None
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
+        "teacher": {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix} if report else None,
+        "environment": {
+            "mgd_ssl": version("mgd_ssl"),
+            "git": git_hash(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "processes": world_size(),
+            "host": platform.node(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def git_hash() -> str | None:
+    """Commit of this source tree, None for an installed package."""
+    folder = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+@contextmanager
+def run_folder(out: Path, run: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Open a run's folder for this run alone; yields the saved result if the run is finished.
+
+    Raises:
+        UserError: when the folder cannot be written, is in use, holds something else, or another run.
+    """
+    locks: list[Any] = []  # open while the block runs
+
+    def enter() -> dict[str, Any] | None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            foreign = not (out / "config.json").exists() and any(f.name != ".lock" for f in out.iterdir())
+            if foreign:
+                raise UserError(f"{out} is not empty and holds no run: choose another --out")
+            locks.append((out / ".lock").open("w"))
+            fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (out / "config.json").exists():
+                write_whole(out / "config.json", json.dumps(run, indent=2).encode())
+        except BlockingIOError as error:
+            raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
+        check_same_run(out, json.loads((out / "config.json").read_text()), run)
+        result = out / "result.json"
+        return dict(json.loads(result.read_text())) if result.exists() else None
+
+    try:
+        yield on_rank_zero(enter)
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError when a folder's run had other settings, images or another teacher."""
+    changed = differences(old["config"], new["config"])
+    if old["teacher"] != new["teacher"]:
+        told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
+        changed.append(f"teacher: {told[0]} -> {told[1]}")
+    if old["data"] != new["data"]:
+        counts = [run["data"]["num_images"] for run in (old, new)]
+        changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
+    if changed:
+        raise UserError(
+            f"{out} holds a run with other settings ({'; '.join(changed)}): restore them, or choose another --out"
+        )
+
+
+def summary(config: PretrainConfig, images: ImageList, runtime: Runtime) -> str:
+    """One line that says what is about to happen."""
+    optim, guided = config.optim, f", guided by {config.teacher}" if config.teacher else ""
+    return (
+        f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
+        f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
+        f"{config.runtime.precision}"
+    )

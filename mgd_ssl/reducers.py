@@ -1,0 +1,84 @@
+"""Reducers: from the G teacher channels of a student channel to one.
+
+Section 3.3 of Matching Guided Distillation (https://arxiv.org/abs/2008.09958): absolute max pooling, random drop
+and sparse matching; `max` and `mean` are the simple pooling the paper compares with.
+
+Each takes a teacher map [N, C_t, H, W], its margins [C_t] and an assignment [C_s, G] and returns
+(target [N, C_s, H, W], margin [C_s]).
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Reducer(Protocol):
+    """Signature of a reducer; `generator` is used by those that draw at random."""
+
+    def __call__(
+        self, teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def amp(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Absolute max pooling: at each position the value of the largest magnitude, with its sign; mean margin.
+
+    A tie goes to the earlier channel of the group.
+    """
+    target = teacher_map.index_select(1, assignment[:, 0])
+    for channels in assignment.T[1:]:  # one gathered map at a time, not all G of them
+        candidate = teacher_map.index_select(1, channels)
+        target = torch.where(candidate.abs() > target.abs(), candidate, target)
+    return target, margin[assignment].mean(dim=1)
+
+
+def max_pool(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """At each position the largest value of the group; largest margin."""
+    target = teacher_map.index_select(1, assignment[:, 0])
+    for channels in assignment.T[1:]:
+        target = torch.maximum(target, teacher_map.index_select(1, channels))
+    return target, margin[assignment].amax(dim=1)
+
+
+def mean_pool(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """At each position the mean of the group; mean margin."""
+    target = teacher_map.index_select(1, assignment[:, 0])
+    for channels in assignment.T[1:]:
+        target = target + teacher_map.index_select(1, channels)
+    return target / assignment.shape[1], margin[assignment].mean(dim=1)
+
+
+def random_drop(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """One channel of the group, drawn anew in every call for each student channel; the margin of that channel."""
+    drawn = torch.randint(assignment.shape[1], (assignment.shape[0], 1), generator=generator, device=assignment.device)
+    return sparse(teacher_map, margin, assignment.gather(1, drawn))
+
+
+def sparse(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The one matched channel (the first of the group); its margin."""
+    return teacher_map.index_select(1, assignment[:, 0]), margin[assignment[:, 0]]
+
+
+REDUCERS: dict[str, Reducer] = {
+    "amp": amp,
+    "max": max_pool,
+    "mean": mean_pool,
+    "random_drop": random_drop,
+    "sparse": sparse,
+}
+
+
+def group_size(reducer: str, student_channels: int, teacher_channels: int) -> int:
+    """Teacher channels G a reducer wants for each student channel: one for `sparse`, else `C_t // C_s`."""
+    return 1 if reducer == "sparse" else teacher_channels // student_channels

@@ -1,0 +1,168 @@
+"""The process a run lives in: ranks, device, threads, signals."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mgd_ssl.config import RuntimeConfig
+from mgd_ssl.errors import UserError
+from moco.dist import is_distributed, rank, world_size
+
+INTERRUPTED = 75  # exit code after a signal was obeyed and the state saved (EX_TEMPFAIL: try again)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how tensors are computed in this process."""
+
+    device: torch.device
+    precision: torch.dtype | None
+    memory_format: torch.memory_format
+    local_world_size: int
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast to the chosen precision, nothing for float32."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def data_workers(self, wanted: int | None) -> int:
+        """Data processes for this process: as wanted, else one where training itself needs the cores, or all of
+        this process's share of them where a GPU trains."""
+        if wanted is not None:
+            return wanted
+        share = max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        return share if self.device.type == "cuda" else 1
+
+    def images(self, batch: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] from a loader -> normalised float32 [N, 3, H, W] on the device.
+
+        The copy does not wait for the device (the loader's memory is pinned), and the layout is channels_last as it
+        comes. Mean and deviation are ImageNet's, as in MoCo.
+        """
+        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()  # [N, 3, H, W]
+        images = images.sub_(_constant((0.485, 0.456, 0.406), self.device))
+        images = images.div_(_constant((0.229, 0.224, 0.225), self.device))
+        return images.contiguous(memory_format=self.memory_format)
+
+
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Per-channel constant in 0..255 units, copied to a device once: [3, 1, 1]."""
+    if (values, device) not in _CONSTANTS:
+        _CONSTANTS[values, device] = (torch.tensor(values) * 255).view(3, 1, 1).to(device)
+    return _CONSTANTS[values, device]
+
+
+@contextmanager
+def process(config: RuntimeConfig) -> Iterator[Runtime]:
+    """Set this process up as torchrun's environment says, and take it down again.
+
+    With one process there is no process group. With several, gloo carries CPU tensors and nccl those on GPUs.
+
+    Raises:
+        UserError: when CUDA is asked for and absent.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device is 'cuda' but torch sees no GPU: pass --runtime.device cpu, or mend the driver")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    previous_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if use_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    else:
+        device = torch.device("cpu")
+    owns_group = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
+    if owns_group:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    try:
+        yield Runtime(device, AUTOCAST[config.precision], memory_format, local_world_size)
+    finally:
+        torch.set_num_threads(previous_threads)
+        if owns_group:
+            dist.destroy_process_group()
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 alone and give its result to all; its UserError is raised on all of them."""
+    outcome: list[object] = [None]
+    if rank() == 0:
+        try:
+            outcome = [work()]
+        except UserError as error:
+            outcome = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+class StopRequest:
+    """A signal asks to stop; all ranks agree on the step after which they do.
+
+    The agreement is a small sum over gloo that is started after one step and read after the next one, so that no
+    step waits for it or for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Obey SIGTERM, SIGINT and SIGUSR2 inside the block."""
+        previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number and number == signal.SIGINT:  # a second Ctrl-C: the user does not want to wait
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def agreed(self) -> bool:
+        """Whether all ranks stop now; call it once after every step, on all of them."""
+        if world_size() == 1:
+            return self.signal_number != 0
+        stop = False
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            stop = bool(flag)
+        if stop:
+            self._pending = None
+        else:
+            flag = torch.tensor(int(self.signal_number != 0))
+            handle = dist.all_reduce(flag, async_op=True)
+            assert handle is not None
+            self._pending = flag, handle
+        return stop
+
+    def finish(self) -> None:
+        """Wait for an agreement under way, so that the process group can be taken down."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None

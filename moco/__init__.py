@@ -1,0 +1,10 @@
+"""MoCo: momentum contrast for unsupervised representation learning.
+
+Knows contrastive learning and nothing of distillation (https://arxiv.org/abs/1911.05722,
+v2: https://arxiv.org/abs/2003.04297).
+"""
+
+from moco.augment import ViewPolicy, draw_view, render_view
+from moco.builder import MoCo, MoCoOutput, projection_head
+
+__all__ = ["MoCo", "MoCoOutput", "ViewPolicy", "draw_view", "projection_head", "render_view"]

@@ -1,0 +1,26 @@
+"""Randomness with an address: a generator that is a function of what it is for, not of what was drawn before.
+
+Whatever is random about a sample is drawn from (seed, purpose, epoch, index, view), so a run can stop in the
+middle of an epoch and go on with another number of workers or processes without replaying anything.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def keyed_generator(seed: int, purpose: str, *address: int) -> np.random.Generator:
+    """Counter-based generator (Philox) for one address.
+
+    Args:
+        seed: of the run, at least 0.
+        purpose: what is drawn; draws for different purposes are independent.
+        address: up to three non-negative integers, for instance (epoch, index, view).
+    """
+    counter = [0, *address, *(0,) * (3 - len(address))]  # word 0 counts the numbers drawn
+    return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(purpose.encode())], counter=counter))
+
+
+def keyed_seed(seed: int, purpose: str, *address: int) -> int:
+    """Integer in [0, 2**63) for one address, to seed a `torch.Generator`."""
+    return int(keyed_generator(seed, purpose, *address).integers(2**63))
