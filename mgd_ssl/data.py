@@ -285,7 +285,7 @@ def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool)
     """
     loader = DataLoader(
         dataset,
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=keys,
         collate_fn=_as_is,
         num_workers=workers,
         pin_memory=pin,

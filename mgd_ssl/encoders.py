@@ -83,7 +83,7 @@ def build_encoder(name: str, dim: int, head_width: int | None = None) -> ResNet:
         head_width: hidden width of the head, the backbone's when None.
     """
     encoder = build_backbone(name)
-    encoder.fc = projection_head(encoder.fc.in_features, dim, head_width)  # type: ignore[assignment]
+    encoder.fc = projection_head(encoder.fc.in_features, dim, head_width)
     return encoder
 
 

@@ -1,6 +1,7 @@
 """Weighted k-NN classification of frozen features, exact, through faiss.
 
-Protocol of section 3.4 of https://arxiv.org/abs/1805.01978: cosine similarity, a neighbour votes with exp(similarity / T).
+Protocol of section 3.4 of https://arxiv.org/abs/1805.01978: cosine similarity, and a neighbour votes with
+exp(similarity / T).
 """
 
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def knn_accuracy(bank: Features, queries: Features, k: int, temperature: float) 
 def _index(values: np.ndarray) -> faiss.Index:
     """Exact inner-product index over [n, d], on the GPU where faiss has one."""
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatIP(values.shape[1])
+    index: faiss.Index = faiss.IndexFlatIP(values.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), torch.cuda.current_device(), index)
     index.add(values)

@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
 
     Args:
         config: all settings; or pass them by name, groups as dictionaries:
-            `pretrain(out="run", student="resnet18", teacher="moco_v2_200ep_pretrain.pth.tar", data={"train": "images"})`.
+            `pretrain(out="run", student="resnet18", teacher="moco_v2.pth.tar", data={"train": "images"})`.
 
     Returns:
         The result; at once when the run is finished already.
@@ -79,9 +79,9 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         with run_folder(out, description(config, images, teacher)) as finished:
             if finished is not None:
                 return PretrainResult(**finished)
-            method.to(runtime.device, memory_format=runtime.memory_format)
-            if teacher is not None:
-                teacher.to(runtime.device, memory_format=runtime.memory_format)
+            for module in (method, teacher):
+                if module is not None:
+                    module.to(runtime.device).to(memory_format=runtime.memory_format)
             return run(config, out, images, teacher, method, runtime)
 
 

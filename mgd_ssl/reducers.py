@@ -18,7 +18,9 @@ class Reducer(Protocol):
 
     def __call__(
         self, teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]:
+        """See the module."""
+        ...
 
 
 def amp(

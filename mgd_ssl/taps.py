@@ -1,6 +1,6 @@
 """Read the pre-ReLU maps of any network by module name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class FeatureTaps:
                 modules[name].inplace = False
             modules[name].register_forward_pre_hook(self._hook(name))
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if self._recording:
                 self._maps[name] = inputs[0]

@@ -49,4 +49,4 @@ class Teacher(nn.Module):
     def margins(self) -> list[Tensor]:
         """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap."""
         norms = [self.backbone.get_submodule(stage.norm) for stage in self.stages]
-        return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]  # type: ignore[union-attr]
+        return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]

@@ -86,7 +86,7 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     }
     arch = arch or _fitting_arch(found, path)
     backbone = build_backbone(arch)
-    backbone.fc = torch.nn.Identity()  # type: ignore[assignment]
+    backbone.fc = torch.nn.Identity()
 
     _check_fits(found, _shapes(arch), arch, path)
     _check_trained(found, path)

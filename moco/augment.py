@@ -46,8 +46,9 @@ class ViewPolicy:
     """Ranges and probabilities the parameters of a view are drawn from; the defaults are MoCo v2's.
 
     `brightness`, `contrast` and `saturation` are half-widths around 1, `hue` around 0, `scale` is a share of the
-    image's area, `ratio` width / height, `blur_sigma` in pixels of the rendered view. With `grey_first` a grey view has neither
-    saturation nor hue to change; brightness and contrast commute with the conversion but for rounding.
+    image's area, `ratio` width / height, `blur_sigma` in pixels of the rendered view. With
+    `grey_first` a grey view has neither saturation nor hue to change; brightness and contrast commute with the
+    conversion but for rounding.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)

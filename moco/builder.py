@@ -115,7 +115,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """EMA over the parameters (BatchNorm statistics are the key encoder's own): k = m k + (1 - m) q."""
-        keys, queries = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        keys: list[Tensor] = list(self.encoder_k.parameters())
+        queries: list[Tensor] = list(self.encoder_q.parameters())
         torch._foreach_mul_(keys, self.momentum)
         torch._foreach_add_(keys, queries, alpha=1 - self.momentum)
 
