@@ -3,6 +3,7 @@
 The line under a field is its documentation, in `--help` too.
 """
 
+import difflib
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -25,17 +26,40 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def __init__(self, **values: Any) -> None:
+        if unknown := _unknown_key(type(self), values):
+            raise ValueError(f"{unknown} is no setting{_nearest_key(unknown, keys_of(type(self)))}")
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ValueError(_sentence(type(self), error)) from error
+            raise ValueError(_sentence(error)) from error
 
 
-def _sentence(model: type[Settings], error: ValidationError) -> str:
+def _unknown_key(model: type[Settings], values: dict[str, Any]) -> str:
+    """Dotted name of the first key that is no field of the model or of its groups, or an empty string."""
+    for name, value in values.items():
+        if name not in model.model_fields:
+            return name
+        group = model.model_fields[name].annotation
+        if not (isinstance(group, type) and issubclass(group, Settings) and isinstance(value, dict)):
+            continue
+        if unknown := _unknown_key(group, value):
+            return f"{name}.{unknown}"
+    return ""
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """`, did you mean 'moco.queue_size'?`: the closest last part, in the same group where there are several."""
+    group, _, last = key.rpartition(".")
+    by_last: dict[str, str] = {}
+    for other in sorted(known, key=lambda other: other.rpartition(".")[0] != group):
+        by_last.setdefault(other.rpartition(".")[2], other)
+    matches = difflib.get_close_matches(last, by_last, n=1)
+    return f", did you mean {by_last[matches[0]]!r}?" if matches else ""
+
+
+def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key} is no setting{nearest(key, keys_of(model))}"
     if first["type"] == "value_error":  # raised by a group: its own sentence starts with the key inside the group
         return f"{key}.{first['ctx']['error']}"
     return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,223 @@
+"""Settings: where they come from, and what is said about a wrong one."""
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mgd_ssl import config as config_module
+from mgd_ssl.config import (
+    FREE_TO_CHANGE,
+    PretrainConfig,
+    Settings,
+    differences,
+    find_config,
+    keys_of,
+    load_toml,
+    parse,
+)
+from mgd_ssl.errors import UserError
+
+CONFIGS = Path(config_module.__file__).parent / "configs"
+GROUPS = ["data", "moco", "mgd", "optim", "knn", "checkpoint", "runtime"]
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def parsed(*args: str) -> PretrainConfig:
+    return parse(PretrainConfig, list(args), "mgd-ssl pretrain")
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = toml(tmp_path, "seed = 3\n[optim]\nlr = 0.5\nepochs = 7\n[data]\ntrain = 'photos'")
+    config = parsed("--optim.lr", "0.25", "--config", str(file), "--moco.dim", "64")
+    assert config.optim.lr == 0.25
+    assert (config.optim.epochs, config.seed, config.data.train) == (7, 3, Path("photos"))
+    assert config.moco.dim == 64
+    assert config.optim.batch_size == PretrainConfig().optim.batch_size
+
+
+def test_config_flag_works_anywhere_and_with_an_equals_sign(tmp_path: Path) -> None:
+    file = toml(tmp_path, "seed = 3")
+    assert parsed(f"--config={file}", "--moco.dim", "8") == parsed("--moco.dim", "8", "--config", str(file))
+    with pytest.raises(UserError, match="--config needs a value"):
+        parsed("--moco.dim", "8", "--config")
+
+
+def test_no_source_gives_the_defaults() -> None:
+    assert parsed() == PretrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("sed = 1", "sed", "seed"),
+        ("lr = 1", "lr", "optim.lr"),
+        ("[optims]\nlr = 1", "optims", "optim"),
+        ("[moco]\nqueue_sise = 1", "moco.queue_sise", "moco.queue_size"),
+        ("[optim]\nqueue_size = 1", "optim.queue_size", "moco.queue_size"),
+        ("[data]\nlr = 1", "data.lr", "optim.lr"),
+        ("[mgd]\nteacher = 'x'", "mgd.teacher", "teacher"),
+        ("[knn]\nmomentums = 0.5", "knn.momentums", "moco.momentum"),
+        ("[optim]\nmomentums = 0.5", "optim.momentums", "optim.momentum"),
+    ],
+)
+def test_unknown_key_names_the_file_and_the_nearest_key(tmp_path: Path, text: str, key: str, near: str) -> None:
+    path = toml(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        load_toml(PretrainConfig, path)
+    assert str(error.value) == f"{path}: {key} is no setting, did you mean {near!r}?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[optim]\nlr = 'fast'", "optim.lr is 'fast': input should be a valid number"),
+        ("[optim]\nlr = -1", "optim.lr is -1: input should be greater than 0"),
+        ("[moco]\nmomentum = 1.0", "moco.momentum is 1.0: input should be less than 1"),
+        ("[runtime]\nprecision = 'half'", "runtime.precision is 'half': input should be 'float32'"),
+        ("[data]\nimage_size = 3.5", "data.image_size is 3.5: input should be a valid integer"),
+        ("data = 3", "data is 3: input should be a valid dictionary"),
+        ("student = 18", "student is 18: input should be a valid string"),
+    ],
+)
+def test_wrong_values_are_named_with_their_key(tmp_path: Path, text: str, expected: str) -> None:
+    path = toml(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        load_toml(PretrainConfig, path)
+    assert str(error.value).startswith(f"{path}: {expected}") and "\n" not in str(error.value)
+
+
+def test_invalid_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
+    path = toml(tmp_path, "seed = 1\n[optim\n")
+    with pytest.raises(UserError, match=r"run.toml is not valid TOML \(.*line 2"):
+        load_toml(PretrainConfig, path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"run.toml is not valid TOML"):
+        load_toml(PretrainConfig, path)
+
+
+def test_python_callers_get_the_same_sentences() -> None:
+    with pytest.raises(ValueError, match=r"data.queue_size is no setting, did you mean 'moco.queue_size'\?"):
+        PretrainConfig(data={"queue_size": 3})
+    with pytest.raises(ValueError, match=r"optim.epochs is 0: input should be greater than or equal to 1"):
+        PretrainConfig(optim={"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (("--optim.lr", "-1"), "optim: lr is -1.0: input should be greater than 0"),
+        (("--optim.lr", "fast"), "--optim.lr: could not convert string to float: 'fast'"),
+        (("--optim.lrr", "1"), "--optim.lr FLOAT"),
+    ],
+)
+def test_wrong_flags_end_the_program_and_name_the_flag(
+    flag: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        parsed(*flag)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_are_frozen() -> None:
+    config = PretrainConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim.lr = 1.0  # type: ignore[misc]
+
+
+def documented_fields() -> dict[str, str]:
+    """Every `Group.field` of config.py with the string that stands below it."""
+    found = {}
+    for node in ast.parse(inspect.getsource(config_module)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = (
+                    below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                )
+                found[f"{node.name}.{field.target.id}"] = str(text)
+    return found
+
+
+def test_every_field_has_its_line_in_the_help(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        parsed("--help")
+    assert stop.value.code == 0
+    letters = "".join(character for character in capsys.readouterr().out if character.isalnum())
+    fields = documented_fields()
+    assert len(fields) > 40
+    for name, text in fields.items():
+        if name.removeprefix("PretrainConfig.") in GROUPS:
+            continue
+        assert text, f"{name} has no line of documentation"
+        first_words = "".join(character for character in " ".join(text.split()[:5]) if character.isalnum())
+        assert first_words in letters, name
+    assert "configNAMEFILEtoml" in letters
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_packaged_configs_load_and_are_found_by_name(path: Path) -> None:
+    assert isinstance(load_toml(PretrainConfig, path), Settings)
+    assert find_config(path.stem) == find_config(f"configs/{path.name}") == path
+
+
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("imagenet_r50_r18_mgd", "resnet18"),
+        ("imagenet_r50_r34_mgd", "resnet34"),
+        ("imagenet_r18_moco", "resnet18"),
+        ("imagenet_r34_moco", "resnet34"),
+    ],
+)
+def test_published_runs_have_their_published_settings(name: str, student: str) -> None:
+    config = parsed("--config", name)
+    optim, moco = config.optim, config.moco
+    assert config.student == student
+    assert (optim.lr, optim.batch_size, optim.epochs, optim.warmup_epochs) == (0.03, 256, 200, 3)
+    assert (moco.queue_size, moco.temperature, moco.momentum, moco.dim) == (65536, 0.2, 0.999, 128)
+
+
+def test_config_that_does_not_exist_lists_the_packaged_ones() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'imagenet_r50_r18_mgd'\?.*imagenet_r18_moco"):
+        find_config("imagenet_r50_r18_mdg")
+    with pytest.raises(UserError, match=r"no config file 'nowhere/imagenet_r18_moco.toml'"):
+        find_config("nowhere/imagenet_r18_moco.toml")
+
+
+def test_a_file_of_the_user_goes_before_a_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imagenet_r18_moco").write_text("seed = 5")
+    monkeypatch.chdir(tmp_path)
+    assert parsed("--config", "imagenet_r18_moco").seed == 5
+
+
+def test_differences_name_only_what_must_not_change() -> None:
+    old = PretrainConfig(out=Path("a")).model_dump(mode="json")
+    new = PretrainConfig(out="b", teacher="t", knn={"k": 5}, checkpoint={"keep": 9}, data={"workers": 3}).model_dump(
+        mode="json"
+    )
+    assert differences(old, new) == []
+    changed = PretrainConfig(seed=4, optim={"lr": 1}).model_dump(mode="json")
+    assert differences(old, changed) == ["optim.lr: 0.03 -> 1.0", "seed: 0 -> 4"]
+
+
+def test_keys_that_only_one_side_has_are_differences() -> None:
+    assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == ["a.b: 1 -> None", "a.c: None -> 2"]
+    assert differences({"out": "x"}, {"out": "y", "outer": 1}) == ["outer: None -> 1"]
+
+
+def test_what_is_free_to_change_exists() -> None:
+    assert set(FREE_TO_CHANGE) <= set(keys_of(PretrainConfig))
