@@ -1,6 +1,7 @@
 """Account of files that are passed over: each told once, counted, and too many of them stop a run."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,11 @@ class SkippedFiles:
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes
         if path.exists():
-            # the last line may have been cut off when an earlier part of the run was killed
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            lines = path.read_text().splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):  # cut off when an earlier part of the run was killed
+                lines.pop()
+                if rank() == 0:
+                    os.truncate(path, sum(map(len, lines)))  # ASCII, so characters are bytes
             entries = [json.loads(line) for line in lines]
             self.known = {entry["file"] for entry in entries if "why" in entry}
         elif rank() == 0 and images.ignored:
