@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from mgd_ssl.errors import UserError
 
 ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
 OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1, and without influence
+MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of what torch.save writes: now, and before torch 1.6
 
 
 class LoadReport(NamedTuple):
@@ -44,18 +46,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: pass the path of a checkpoint")
     try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "nsupported" in str(error) or "GLOBAL" in str(error):
+    except Exception as error:  # damaged files make the reader raise anything: IndexError, struct.error, OSError, ...
+        if not any(magic.startswith(head) for magic in MAGICS):
+            raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save") from error
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(
                 f"{path} holds Python objects besides tensors, which could run code when they are loaded, so it is "
                 "refused: save its state dict alone with torch.save(model.state_dict(), ...) where you trust it"
             ) from error
-        raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is truncated or damaged: copy or download it again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights: save a state dict")
     return checkpoint
@@ -127,6 +132,7 @@ def _prefix(state: dict[str, Tensor], path: Path) -> str:
     raise UserError(f"{path} holds several networks ({', '.join(map(repr, chosen))}): save the one you want alone")
 
 
+@cache
 def _shapes(arch: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {k: v.shape for k, v in build_backbone(arch).state_dict().items() if not k.startswith("fc.")}
