@@ -1,0 +1,103 @@
+"""Backbones by name, and where they are tapped."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from mgd_ssl.encoders import BACKBONES, build_backbone, build_encoder, stage_taps, trunk
+from mgd_ssl.errors import UserError
+
+STAGES = ["layer1", "layer2", "layer3", "layer4"]
+
+
+def on_meta(name: str) -> ResNet:
+    with torch.device("meta"):
+        return build_backbone(name)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_taps_are_the_last_block_of_each_stage(name: str) -> None:
+    network = on_meta(name)
+    channels = []
+    for stage in STAGES:
+        module = network.get_submodule(stage)
+        module.register_forward_hook(lambda module, inputs, output: channels.append(output.shape[1]))
+    network(torch.zeros(2, 3, 64, 64, device="meta"))
+
+    taps = stage_taps(network)
+    assert [tap.channels for tap in taps] == channels
+    for stage, tap in zip(STAGES, taps, strict=True):
+        last = list(network.get_submodule(stage).named_children())[-1]
+        assert tap.relu == f"{stage}.{last[0]}.relu"
+        assert isinstance(network.get_submodule(tap.relu), nn.ReLU)
+        norm = network.get_submodule(tap.norm)
+        assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == tap.channels
+        norms = [n for n, child in last[1].named_children() if isinstance(child, nn.BatchNorm2d)]
+        assert tap.norm == f"{stage}.{last[0]}.{norms[-1]}"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_state_dict_keys_are_torchvisions(name: str) -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+    ours = on_meta(name).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "thin_resnet14"])
+def test_trunk_gives_the_pooled_features_and_shares_the_weights(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_backbone(name).eval()
+    images = torch.randn(2, 3, 48, 48)
+    features = trunk(network)
+    expected = create_feature_extractor(network, {"flatten": "features"})(images)["features"]
+    assert torch.equal(features(images), expected)
+    assert expected.shape == (2, network.fc.in_features)
+    own = {id(parameter) for parameter in network.parameters()} - {id(p) for p in network.fc.parameters()}
+    assert {id(parameter) for parameter in features.parameters()} == own
+
+
+def test_head_has_the_official_keys_and_shapes() -> None:
+    with torch.device("meta"):
+        head = {k: v for k, v in build_encoder("resnet50", dim=128).state_dict().items() if k.startswith("fc.")}
+    assert {key: tuple(value.shape) for key, value in head.items()} == {
+        "fc.0.weight": (2048, 2048),
+        "fc.0.bias": (2048,),
+        "fc.2.weight": (128, 2048),
+        "fc.2.bias": (128,),
+    }
+
+
+def test_head_width_and_embedding_size_can_be_chosen() -> None:
+    encoder = build_encoder("thin_resnet10", dim=16, head_width=24)
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
+    assert encoder.get_parameter("fc.0.weight").shape == (24, 128)
+
+
+@pytest.mark.parametrize(("name", "last"), [("thin_resnet10", 128), ("thin_resnet14", 512)])
+def test_thin_networks_keep_nine_positions_of_a_small_image(name: str, last: int) -> None:
+    network = build_backbone(name)
+    maps = create_feature_extractor(network, {stage: stage for stage in STAGES})(torch.zeros(2, 3, 48, 48))
+    assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(24, 24), (12, 12), (6, 6), (3, 3)]
+    assert maps["layer4"].shape[1] == network.fc.in_features == last
+    assert isinstance(network.get_submodule("layer1.0"), Bottleneck) == (name == "thin_resnet14")
+
+
+def test_thin_networks_depend_on_the_seed_alone() -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(build_backbone("thin_resnet10").state_dict()["layer3.0.conv1.weight"])
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_unknown_name_suggests_the_nearest_and_lists_all() -> None:
+    with pytest.raises(UserError) as error:
+        build_backbone("resnet19")
+    assert str(error.value).startswith("unknown architecture 'resnet19', did you mean 'resnet1")
+    assert all(name in str(error.value) for name in BACKBONES)
+    with pytest.raises(UserError, match="unknown architecture 'vgg'"):
+        build_encoder("vgg", dim=8)

@@ -1,0 +1,94 @@
+"""k-NN against a plain loop over the queries."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from mgd_ssl import knn
+from mgd_ssl.errors import UserError
+from mgd_ssl.features import Features
+from mgd_ssl.knn import Accuracy, knn_accuracy
+
+
+def features(count: int, num_classes: int, seed: int, dim: int = 8) -> Features:
+    """Noisy unit vectors around one direction a class."""
+    centres = np.random.default_rng(0).normal(size=(num_classes, dim))
+    generator = np.random.default_rng([1, seed])
+    labels = generator.integers(0, num_classes, count)
+    values = centres[labels] + 1.5 * generator.normal(size=(count, dim))
+    return Features((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels)
+
+
+def naive(bank: Features, queries: Features, k: int, temperature: float) -> tuple[float, float]:
+    top1 = top5 = 0
+    for value, label in zip(queries.values.astype(np.float64), queries.labels, strict=True):
+        similarity = [float(other @ value) for other in bank.values.astype(np.float64)]
+        nearest = sorted(range(len(similarity)), key=lambda i: -similarity[i])[:k]
+        votes: dict[int, float] = defaultdict(float)
+        for i in nearest:
+            votes[int(bank.labels[i])] += math.exp(similarity[i] / temperature)
+        num_classes = max(bank.labels.max(), queries.labels.max()) + 1
+        ranked = sorted(range(num_classes), key=lambda c: (-votes[c], c))
+        top1 += ranked[0] == label
+        top5 += int(label) in ranked[:5]
+    return 100 * top1 / len(queries.labels), 100 * top5 / len(queries.labels)
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 12])
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (200, 0.07), (300, 10.0)])
+def test_accuracy_is_that_of_a_plain_loop(num_classes: int, k: int, temperature: float) -> None:
+    bank, queries = features(300, num_classes, seed=1), features(90, num_classes, seed=2)
+    accuracy = knn_accuracy(bank, queries, k, temperature)
+    assert tuple(accuracy) == pytest.approx(naive(bank, queries, k, temperature))
+    assert 0 < accuracy.top1 <= accuracy.top5 <= 100
+    assert accuracy.top5 == 100 or num_classes > 5
+
+
+def test_result_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, queries = features(200, 9, seed=3), features(101, 9, seed=4)
+    whole = knn_accuracy(bank, queries, 20, 0.07)
+    for chunk in (1, 10, 100, 101):
+        monkeypatch.setattr(knn, "CHUNK", chunk)
+        assert knn_accuracy(bank, queries, 20, 0.07) == whole
+
+
+def test_every_image_is_its_own_nearest_neighbour() -> None:
+    bank = features(150, 10, seed=5)
+    assert knn_accuracy(bank, bank, 1, 0.07) == Accuracy(100.0, 100.0)
+
+
+def test_closer_neighbours_outvote_more_of_them_at_a_low_temperature() -> None:
+    bank = Features(np.array([[1, 0], [0.6, 0.8], [0.6, -0.8]], dtype=np.float32), np.array([0, 1, 1]))
+    query = Features(np.array([[1, 0]], dtype=np.float32), np.array([0]))
+    assert knn_accuracy(bank, query, 3, 0.07).top1 == 100
+    assert knn_accuracy(bank, query, 3, 10.0).top1 == 0
+
+
+def test_a_label_the_bank_does_not_hold_is_simply_missed() -> None:
+    bank = features(50, 3, seed=6)
+    queries = Features(bank.values[:10], np.full(10, 7))
+    assert knn_accuracy(bank, queries, 5, 0.07).top1 == 0
+
+
+def test_large_similarities_over_a_small_temperature_stay_finite() -> None:
+    bank, queries = features(100, 4, seed=7), features(30, 4, seed=8)
+    assert tuple(knn_accuracy(bank, queries, 5, 0.002)) == pytest.approx(naive(bank, queries, 5, 0.002))
+
+
+def test_k_above_the_bank_is_refused() -> None:
+    bank = features(10, 2, seed=9)
+    assert knn_accuracy(bank, bank, 10, 0.07).top5 == 100
+    with pytest.raises(UserError, match="k is 11 but only 10 images vote: choose a smaller k"):
+        knn_accuracy(bank, bank, 11, 0.07)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    whole, broken = features(20, 2, seed=10), features(20, 2, seed=10)
+    broken.values[3, 1] = value
+    with pytest.raises(UserError, match="a voting image has features that are not finite"):
+        knn_accuracy(broken, whole, 3, 0.07)
+    with pytest.raises(UserError, match="a classified image has features that are not finite"):
+        knn_accuracy(whole, broken, 3, 0.07)
