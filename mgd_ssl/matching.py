@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mgd_ssl.margin import MeasuredMargin
 
+MAX_ELEMENTS = 2**25  # of the per-image costs held at once: 128 MB
+
 
 @torch.no_grad()
 def matching_cost(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -31,11 +33,13 @@ def matching_cost(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         ValueError: when the two differ in images or spatial size.
     """
     check_same_size(student_map, teacher_map)
-    num_images = student_map.shape[0]
     s = F.normalize(student_map.float().flatten(2), dim=2)  # [N, C_s, HW]
     t = F.normalize(teacher_map.float().flatten(2), dim=2)  # [N, C_t, HW]
-    cosine = torch.bmm(s, t.transpose(1, 2)).sum(dim=0)  # [C_s, C_t]
-    return 2 * num_images - 2 * cosine
+    cost = s.new_zeros(s.shape[1], t.shape[1])  # [C_s, C_t]
+    images_at_once = max(1, MAX_ELEMENTS // cost.numel())
+    for s_part, t_part in zip(s.split(images_at_once), t.split(images_at_once), strict=True):
+        cost += (2 - 2 * torch.bmm(s_part, t_part.transpose(1, 2))).sum(dim=0)
+    return cost
 
 
 def check_same_size(student_map: Tensor, teacher_map: Tensor) -> None:

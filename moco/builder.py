@@ -99,7 +99,7 @@ class MoCo(nn.Module):
             k = self.encode_keys(im_k, shuffle_seed)  # [N, dim]
 
         # positive logits against the own key, negative ones against the queue
-        positive = (q * k).sum(dim=1, keepdim=True)  # [N, 1]
+        positive = torch.einsum("nc,nc->n", q, k).unsqueeze(1)  # [N, 1]
         negative = q @ self.queue  # [N, K]
         logits = torch.cat([positive, negative], dim=1) / self.temperature  # [N, 1 + K]
         labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
@@ -118,7 +118,7 @@ class MoCo(nn.Module):
         keys: list[Tensor] = list(self.encoder_k.parameters())
         queries: list[Tensor] = list(self.encoder_q.parameters())
         torch._foreach_mul_(keys, self.momentum)
-        torch._foreach_add_(keys, queries, alpha=1 - self.momentum)
+        torch._foreach_add_(keys, torch._foreach_mul(queries, 1 - self.momentum))
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
