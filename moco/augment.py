@@ -37,7 +37,7 @@ class View(NamedTuple):
     second: float
     third: float
     fourth: float
-    grey: float  # 1: to grey after the colour operations
+    grey: float  # 1: to grey after the colour operations, 2: before them
     sigma: float  # of the blur in pixels of the view, 0: none
 
 
@@ -47,8 +47,8 @@ class ViewPolicy:
 
     `brightness`, `contrast` and `saturation` are half-widths around 1, `hue` around 0, `scale` is a share of the
     image's area, `ratio` width / height, `blur_sigma` in pixels of the rendered view. With
-    `grey_first` a grey view has neither saturation nor hue to change; brightness and contrast commute with the
-    conversion but for rounding.
+    `grey_first` the conversion comes before the colour operations, so a grey view has neither saturation nor hue
+    to change.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -101,7 +101,7 @@ def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: 
         1 + policy.saturation * (2 * saturation - 1) if coloured else 1.0,
         policy.hue * (2 * hue - 1) if coloured else 0.0,
         *COLOUR_ORDERS[int(order * len(COLOUR_ORDERS))],
-        to_grey,
+        to_grey * (2 if policy.grey_first else 1),
         low + (high - low) * sigma if blur < policy.blur_probability else 0.0,
     )
 
@@ -138,9 +138,11 @@ def render_view(image: Image.Image, view: View, size: int) -> Image.Image:
     image = TF.resized_crop(image, top, left, height, width, [size, size], InterpolationMode.BILINEAR)
     if view.flip:  # commutes with everything below
         image = TF.horizontal_flip(image)
+    if view.grey == 2:
+        image = TF.rgb_to_grayscale(image, num_output_channels=3)
     for operation in (view.first, view.second, view.third, view.fourth):
         image = _colour_operation(image, view, int(operation))
-    if view.grey:
+    if view.grey == 1:
         image = TF.rgb_to_grayscale(image, num_output_channels=3)
     if view.sigma > 0:
         image = image.filter(ImageFilter.GaussianBlur(view.sigma))
