@@ -306,7 +306,7 @@ def _told_plainly(iterator: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from iterator
     except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def _as_is(batch: Any) -> Any:
