@@ -30,7 +30,6 @@ from mgd_ssl.skipped import SkippedFiles
 from moco import ViewPolicy, draw_view, render_view
 from tests.conftest import write_images
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
@@ -209,6 +208,7 @@ def test_unreadable_images_are_replaced_by_the_same_ones_every_time(photos: Path
         assert index not in broken
         assert (index == row) == (row not in broken)
         assert torch.equal(first.images[row], first.images[index])
+    assert len({int(first.indices[index]) for index in broken}) > 1
     alone = dataset.__getitems__([7])
     assert alone.indices[0] == first.indices[7] and alone.unreadable[0].name == "0007.jpg"
 
