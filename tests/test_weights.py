@@ -276,6 +276,7 @@ def teacher(tmp_path: Path, thin: State) -> Teacher:
 
 def test_teacher_stays_in_eval_mode_without_gradient(teacher: Teacher) -> None:
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    assert not any(module.training for module in teacher.modules())
     assert teacher.train() is teacher
     assert not any(module.training for module in teacher.modules())
     maps = teacher(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
