@@ -150,6 +150,9 @@ class Trainer:
         self.meter = Meter(runtime.device)
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True)
+        # torch's fused SGD leaves these uninitialised memory when the scaler skips the very first step
+        for parameter in trained if optim.momentum else []:
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == torch.float16)
         self.model: torch.nn.Module = method
 

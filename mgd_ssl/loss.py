@@ -4,6 +4,9 @@ Section 3.3 of "A Comprehensive Overhaul of Feature Distillation" (https://arxiv
 Matching Guided Distillation.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -11,7 +14,7 @@ def partial_l2(student_map: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """Squared distance to `max(target, margin)`, but none where both are on the negative side already.
 
     A value counts if the student is above its target or the target is positive: a student below a negative target
-    gives the same zero after the ReLU.
+    gives the same zero after the ReLU. Gradient flows to the student alone.
 
     Args:
         student_map: [N, C_s, H, W] float32.
@@ -21,8 +24,23 @@ def partial_l2(student_map: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     Returns:
         Scalar sum over all elements.
     """
-    clipped = target.maximum(margin[:, None, None])
-    distance = student_map - clipped
-    # target > 0 exactly where clipped > 0, since a margin is never positive
-    counts = (distance > 0) | (clipped > 0)
-    return (distance * counts).square().sum()
+    loss: Tensor = _PartialL2.apply(student_map, target, margin)
+    return loss
+
+
+class _PartialL2(torch.autograd.Function):
+    """The same with one tensor kept for the backward pass instead of five: the distances that count."""
+
+    @staticmethod
+    def forward(ctx: Any, student_map: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+        clipped = target.maximum(margin[:, None, None])
+        distance = student_map - clipped
+        # target > 0 exactly where clipped > 0, since a margin is never positive
+        distance.masked_fill_((distance <= 0) & (clipped <= 0), 0)
+        ctx.save_for_backward(distance)
+        return distance.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (distance,) = ctx.saved_tensors
+        return distance * (2 * gradient), None, None

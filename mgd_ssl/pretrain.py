@@ -280,7 +280,8 @@ def run_folder(out: Path, run: dict[str, Any]) -> Iterator[dict[str, Any] | None
             if foreign:
                 raise UserError(f"{out} is not empty and holds no run: choose another --out")
             locks.append((out / ".lock").open("w"))
-            fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not flock, which the data workers would inherit and hold for seconds after this process was killed
+            fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (out / "config.json").exists():
                 write_whole(out / "config.json", json.dumps(run, indent=2).encode())
         except BlockingIOError as error:

@@ -28,22 +28,22 @@ def amp(
 ) -> tuple[Tensor, Tensor]:
     """Absolute max pooling: at each position the value of the largest magnitude, with its sign; mean margin.
 
-    A tie goes to the earlier channel of the group.
+    Where a value and its negative tie, the positive one is taken.
     """
-    target = teacher_map.index_select(1, assignment[:, 0])
+    low = high = _select(teacher_map, assignment[:, 0])
     for channels in assignment.T[1:]:  # one gathered map at a time, not all G of them
-        candidate = teacher_map.index_select(1, channels)
-        target = torch.where(candidate.abs() > target.abs(), candidate, target)
-    return target, margin[assignment].mean(dim=1)
+        candidate = _select(teacher_map, channels)
+        low, high = torch.minimum(low, candidate), torch.maximum(high, candidate)
+    return torch.where(-low > high, low, high), margin[assignment].mean(dim=1)
 
 
 def max_pool(
     teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """At each position the largest value of the group; largest margin."""
-    target = teacher_map.index_select(1, assignment[:, 0])
+    target = _select(teacher_map, assignment[:, 0])
     for channels in assignment.T[1:]:
-        target = torch.maximum(target, teacher_map.index_select(1, channels))
+        target = torch.maximum(target, _select(teacher_map, channels))
     return target, margin[assignment].amax(dim=1)
 
 
@@ -51,9 +51,9 @@ def mean_pool(
     teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """At each position the mean of the group; mean margin."""
-    target = teacher_map.index_select(1, assignment[:, 0])
+    target = _select(teacher_map, assignment[:, 0])
     for channels in assignment.T[1:]:
-        target = target + teacher_map.index_select(1, channels)
+        target = target + _select(teacher_map, channels)
     return target / assignment.shape[1], margin[assignment].mean(dim=1)
 
 
@@ -69,7 +69,16 @@ def sparse(
     teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """The one matched channel (the first of the group); its margin."""
-    return teacher_map.index_select(1, assignment[:, 0]), margin[assignment[:, 0]]
+    return _select(teacher_map, assignment[:, 0]), margin[assignment[:, 0]]
+
+
+def _select(teacher_map: Tensor, channels: Tensor) -> Tensor:
+    """Channels of a map in its own memory format; as a matrix of pixels, which torch gathers from fastest."""
+    if not teacher_map.is_contiguous(memory_format=torch.channels_last):
+        return teacher_map.index_select(1, channels)
+    n, c_t, h, w = teacher_map.shape
+    pixels = teacher_map.permute(0, 2, 3, 1).reshape(-1, c_t)  # [NHW, C_t]
+    return pixels.index_select(1, channels).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 REDUCERS: dict[str, Reducer] = {

@@ -101,7 +101,7 @@ class MoCo(nn.Module):
         # positive logits against the own key, negative ones against the queue
         positive = torch.einsum("nc,nc->n", q, k).unsqueeze(1)  # [N, 1]
         negative = q @ self.queue  # [N, K]
-        logits = torch.cat([positive, negative], dim=1) / self.temperature  # [N, 1 + K]
+        logits = torch.cat([positive, negative], dim=1).div_(self.temperature)  # [N, 1 + K]
         labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
         return MoCoOutput(logits, labels, k)
 
@@ -117,8 +117,12 @@ class MoCo(nn.Module):
         """EMA over the parameters (BatchNorm statistics are the key encoder's own): k = m k + (1 - m) q."""
         keys: list[Tensor] = list(self.encoder_k.parameters())
         queries: list[Tensor] = list(self.encoder_q.parameters())
-        torch._foreach_mul_(keys, self.momentum)
-        torch._foreach_add_(keys, torch._foreach_mul(queries, 1 - self.momentum))
+        if keys[0].is_cuda:  # few launches
+            torch._foreach_mul_(keys, self.momentum)
+            torch._foreach_add_(keys, torch._foreach_mul(queries, 1 - self.momentum))
+        else:  # one tensor at a time, so that it stays in the cache
+            for key, query in zip(keys, queries, strict=True):
+                key.mul_(self.momentum).add_(query * (1 - self.momentum))
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:

@@ -170,10 +170,20 @@ def test_reducer_against_a_loop(name: str, c_t: int) -> None:
         assert reduced[s].item() == pytest.approx(of_margins([margin[c].item() for c in assignment[s]]), rel=1e-6)
 
 
-def test_absolute_max_pooling_of_a_tie_takes_the_earlier_channel() -> None:
+@pytest.mark.parametrize("name", NAIVE)
+def test_reducer_is_the_same_for_both_memory_formats(name: str) -> None:
+    t, margin, assignment = randn(2, 8, 3, 4), -torch.rand(8), assign(torch.rand(4, 8, generator=generator(5)))
+    for one, other in zip(
+        REDUCERS[name](t, margin, assignment),
+        REDUCERS[name](t.to(memory_format=torch.channels_last), margin, assignment),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_absolute_max_pooling_of_a_tie_takes_the_positive_value() -> None:
     t = torch.tensor([2.0, -2.0]).view(1, 2, 1, 1)
-    assert REDUCERS["amp"](t, torch.zeros(2), torch.tensor([[1, 0]]))[0].item() == -2
-    assert REDUCERS["amp"](t, torch.zeros(2), torch.tensor([[0, 1]]))[0].item() == 2
+    assert REDUCERS["amp"](t, torch.zeros(2), torch.tensor([[1, 0]]))[0].item() == 2
 
 
 def test_random_drop_takes_each_channel_of_a_group_as_often_and_its_own_margin() -> None:
@@ -206,6 +216,11 @@ def test_partial_l2_against_a_loop() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(s.grad, gradient)
+
+
+def test_partial_l2_gradient_by_finite_differences() -> None:
+    s, t = randn(2, 3, 4, 4).double().requires_grad_(), randn(2, 3, 4, 4, seed=1).double()
+    assert torch.autograd.gradcheck(partial_l2, (s, t, torch.tensor([-0.5, 0.0, -2.0]).double()))
 
 
 def test_partial_l2_is_zero_where_both_are_negative_enough() -> None:

@@ -1,0 +1,188 @@
+"""`mgd-ssl bench`: the training step against the bare networks, measured in one interleaved run."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig, RuntimeConfig, Settings, parse
+from mgd_ssl.data import ImageList, PretrainBatch
+from mgd_ssl.encoders import build_backbone
+from mgd_ssl.engine import Trainer
+from mgd_ssl.matching import assign
+from mgd_ssl.pretrain import build_method
+from mgd_ssl.runtime import Runtime, process
+from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.teacher import Teacher
+
+
+class BenchConfig(Settings):
+    """Measure a training step, the bare networks in it and the matching solver."""
+
+    student: str = "resnet18"
+    """Architecture that is trained."""
+    teacher: str = "resnet50"
+    """Architecture that teaches; its weights are random here."""
+    image_size: int = Field(64, ge=32)
+    """Edge of an image in pixels."""
+    batch_size: int = Field(32, ge=2)
+    """Images in a step."""
+    queue_size: int = Field(65536, ge=2)
+    """Negative keys; a multiple of the batch size."""
+    rounds: int = Field(10, ge=1)
+    """Rounds counted; in each, step and bare networks run one after the other."""
+    warmup: int = Field(2, ge=1)
+    """Rounds not counted."""
+    runtime: RuntimeConfig = RuntimeConfig(threads=1)
+    memory: bool = True
+    """Also measure the peak memory of each, in processes of their own."""
+    only: Literal["step", "bare"] | None = None
+    """Run one of the two alone and print its peak memory; used by `memory`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a table, and the same as JSON on the last line."""
+    config = parse(BenchConfig, argv, "mgd-ssl bench")
+    if config.only is not None:
+        print(json.dumps(peak_memory(config)))
+        return 0
+    result = measure(config)
+    if config.memory:
+        result |= {f"{name}_peak_mb": _in_own_process(config, name) for name in ("bare", "step")}
+        result["memory_ratio"] = round(result["step_peak_mb"] / result["bare_peak_mb"], 3)
+    table = Table(title=f"{config.teacher} -> {config.student}, {config.image_size} px, batch {config.batch_size}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+    print(json.dumps({**config.model_dump(mode="json"), **result}))
+    return 0
+
+
+def measure(config: BenchConfig) -> dict[str, Any]:
+    """Medians over interleaved rounds; the ratio is the median of the rounds' own ratios."""
+    with process(config.runtime) as runtime:
+        step, bare = contenders(config, runtime)
+        times: list[tuple[float, float]] = []
+        for i in range(config.warmup + config.rounds):
+            seconds = timed(step, runtime), timed(bare, runtime)
+            if i >= config.warmup:
+                times.append(seconds)
+        step_time, bare_time = (statistics.median(column) for column in zip(*times, strict=True))
+        return {
+            "threads": torch.get_num_threads(),
+            "device": runtime.device.type,
+            "step_images_per_second": round(config.batch_size / step_time, 2),
+            "bare_images_per_second": round(config.batch_size / bare_time, 2),
+            "step_over_bare": round(statistics.median(bare / step for step, bare in times), 3),
+            "assignment_seconds": round(assignment_seconds(), 2),
+        }
+
+
+def timed(work: Callable[[], None], runtime: Runtime) -> float:
+    """Seconds of one call, the device's work included."""
+    started = time.perf_counter()
+    work()
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def contenders(config: BenchConfig, runtime: Runtime) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The training step as a run makes it, and the forward and backward passes in it with nothing around them."""
+    pretrain_config = PretrainConfig(
+        student=config.student,
+        data=DataConfig(image_size=config.image_size),
+        moco=MoCoConfig(queue_size=config.queue_size),
+        optim=OptimConfig(batch_size=config.batch_size, epochs=1),
+        runtime=config.runtime,
+    )
+    torch.manual_seed(0)
+    teacher = Teacher(build_backbone(config.teacher))
+    method = build_method(pretrain_config, teacher)
+    for module in (method, teacher):
+        module.to(runtime.device).to(memory_format=runtime.memory_format)
+    assert method.mgd is not None
+    method.mgd.rematch(
+        [torch.rand(c_s, c_t) for c_s, c_t in zip(method.mgd.student_channels, teacher.channels, strict=True)]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
+        skipped = SkippedFiles(Path(folder) / "none", images, 1)
+        trainer = Trainer(pretrain_config, method, teacher, images, runtime, None, Checkpoints(Path(folder)), skipped)
+    trainer.wrap()
+    method.train()
+    size = (config.batch_size, config.image_size, config.image_size, 3)
+    batch = PretrainBatch(*(torch.randint(256, size, dtype=torch.uint8) for _ in range(2)), [])
+    im_q, im_k = runtime.images(batch.im_q), runtime.images(batch.im_k)
+
+    def step() -> None:
+        trainer.train_step(batch)
+
+    def bare() -> None:
+        with runtime.autocast():
+            with torch.no_grad():
+                teacher.backbone(im_q)
+                method.moco.encoder_k(im_k)
+            loss = method.moco.encoder_q(im_q).float().sum()
+        loss.backward()
+        method.zero_grad(set_to_none=True)
+
+    return step, bare
+
+
+def assignment_seconds() -> float:
+    """Time to solve the four stages of ResNet-50 -> ResNet-18 (256, 512, 1024, 2048 teacher channels)."""
+    generator = torch.Generator().manual_seed(0)
+    costs = [2 * torch.rand(width, 4 * width, generator=generator) for width in (64, 128, 256, 512)]
+    started = time.perf_counter()
+    for cost in costs:
+        assign(cost)
+    return time.perf_counter() - started
+
+
+def peak_memory(config: BenchConfig) -> dict[str, float]:
+    """Most memory held while one of the two runs, in MB: of the device, or of this process on a CPU, there without
+    what the libraries took before."""
+    before = _peak_resident_mb()
+    with process(config.runtime) as runtime:
+        work = dict(zip(("step", "bare"), contenders(config, runtime), strict=True))[config.only or "step"]
+        for _ in range(config.warmup):
+            work()
+        if runtime.device.type == "cuda":
+            return {"peak_mb": round(torch.cuda.max_memory_allocated() / 2**20)}
+        return {"peak_mb": round(_peak_resident_mb() - before)}
+
+
+def _peak_resident_mb() -> float:
+    """VmHWM of this process; ru_maxrss would start from its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def _in_own_process(config: BenchConfig, name: str) -> float:
+    flags = [
+        f"--{flag}={getattr(config, flag.replace('-', '_'))}"
+        for flag in ("student", "teacher", "image-size", "batch-size", "queue-size")
+    ]
+    runtime = config.runtime
+    flags += [
+        f"--runtime.device={runtime.device}",
+        f"--runtime.precision={runtime.precision}",
+        f"--runtime.threads={runtime.threads}",
+    ]
+    command = [sys.executable, "-m", "mgd_ssl.cli", "bench", "--only", name, *flags]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(answer.stdout.splitlines()[-1])["peak_mb"])
