@@ -18,7 +18,7 @@ from rich.table import Table
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig, RuntimeConfig, Settings, parse
 from mgd_ssl.data import ImageList, PretrainBatch
-from mgd_ssl.encoders import build_backbone
+from mgd_ssl.encoders import build_backbone, build_encoder
 from mgd_ssl.engine import Trainer
 from mgd_ssl.matching import assign
 from mgd_ssl.pretrain import build_method
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 def measure(config: BenchConfig) -> dict[str, Any]:
     """Medians over interleaved rounds; the ratio is the median of the rounds' own ratios."""
     with process(config.runtime) as runtime:
-        step, bare = contenders(config, runtime)
+        step, bare = training_step(config, runtime), bare_networks(config, runtime)
         times: list[tuple[float, float]] = []
         for i in range(config.warmup + config.rounds):
             seconds = timed(step, runtime), timed(bare, runtime)
@@ -100,8 +100,8 @@ def timed(work: Callable[[], None], runtime: Runtime) -> float:
     return time.perf_counter() - started
 
 
-def contenders(config: BenchConfig, runtime: Runtime) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The training step as a run makes it, and the forward and backward passes in it with nothing around them."""
+def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
+    """A step of a run, from the uint8 batch to the updated queue."""
     pretrain_config = PretrainConfig(
         student=config.student,
         data=DataConfig(image_size=config.image_size),
@@ -112,12 +112,13 @@ def contenders(config: BenchConfig, runtime: Runtime) -> tuple[Callable[[], None
     torch.manual_seed(0)
     teacher = Teacher(build_backbone(config.teacher))
     method = build_method(pretrain_config, teacher)
+    assert method.mgd is not None
+    channels = zip(method.mgd.student_channels, method.mgd.teacher_channels, strict=True)
+    for assignment, (c_s, c_t) in zip(method.mgd.assignments, channels, strict=True):
+        assignment.copy_(torch.randperm(c_t)[: assignment.numel()].view(c_s, -1))
+    method.mgd.matched = True
     for module in (method, teacher):
         module.to(runtime.device).to(memory_format=runtime.memory_format)
-    assert method.mgd is not None
-    method.mgd.rematch(
-        [torch.rand(c_s, c_t) for c_s, c_t in zip(method.mgd.student_channels, teacher.channels, strict=True)]
-    )
     with tempfile.TemporaryDirectory() as folder:
         images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
         skipped = SkippedFiles(Path(folder) / "none", images, 1)
@@ -125,22 +126,36 @@ def contenders(config: BenchConfig, runtime: Runtime) -> tuple[Callable[[], None
     trainer.wrap()
     method.train()
     size = (config.batch_size, config.image_size, config.image_size, 3)
-    batch = PretrainBatch(*(torch.randint(256, size, dtype=torch.uint8) for _ in range(2)), [])
-    im_q, im_k = runtime.images(batch.im_q), runtime.images(batch.im_k)
+    im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
+    batch = PretrainBatch(im_q, im_k, [])
+    return lambda: _discard(trainer.train_step(batch))
 
-    def step() -> None:
-        trainer.train_step(batch)
+
+def bare_networks(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
+    """Teacher forward, key forward, query forward and backward, and nothing around them."""
+    teacher = build_backbone(config.teacher).eval()
+    query, key = (build_encoder(config.student, 128) for _ in range(2))
+    for network in (teacher, query, key):
+        network.to(runtime.device).to(memory_format=runtime.memory_format)
+        if config.runtime.compile:
+            network.compile()
+    size = (config.batch_size, 3, config.image_size, config.image_size)
+    im_q, im_k = (torch.randn(size, device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2))
 
     def bare() -> None:
         with runtime.autocast():
             with torch.no_grad():
-                teacher.backbone(im_q)
-                method.moco.encoder_k(im_k)
-            loss = method.moco.encoder_q(im_q).float().sum()
+                teacher(im_q)
+                key(im_k)
+            loss = query(im_q).float().sum()
         loss.backward()
-        method.zero_grad(set_to_none=True)
+        query.zero_grad(set_to_none=True)
 
-    return step, bare
+    return bare
+
+
+def _discard(result: object) -> None:
+    """Turn a step into a callable without a result."""
 
 
 def assignment_seconds() -> float:
@@ -158,7 +173,7 @@ def peak_memory(config: BenchConfig) -> dict[str, float]:
     what the libraries took before."""
     before = _peak_resident_mb()
     with process(config.runtime) as runtime:
-        work = dict(zip(("step", "bare"), contenders(config, runtime), strict=True))[config.only or "step"]
+        work = (bare_networks if config.only == "bare" else training_step)(config, runtime)
         for _ in range(config.warmup):
             work()
         if runtime.device.type == "cuda":

@@ -149,10 +149,10 @@ class Trainer:
         self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
         self.meter = Meter(runtime.device)
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True)
-        # torch's fused SGD leaves these uninitialised memory when the scaler skips the very first step
-        for parameter in trained if optim.momentum else []:
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
+        self.optimizer = torch.optim.SGD(
+            trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=self.on_gpu
+        )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == torch.float16)
         self.model: torch.nn.Module = method
 
@@ -177,8 +177,8 @@ class Trainer:
         """Forward, backward, update, enqueue."""
         im_q, im_k = self.runtime.images(batch.im_q), self.runtime.images(batch.im_k)  # [N, 3, H, W]
         with self.runtime.autocast():
-            targets = self.targets(im_q)
-            losses: Losses = self.model(im_q, im_k, targets, self.seed_of_step("shuffle"))
+            # no name for the targets: they are freed before the backward pass
+            losses: Losses = self.model(im_q, im_k, self.targets(im_q), self.seed_of_step("shuffle"))
         self.scaler.scale(losses.total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
