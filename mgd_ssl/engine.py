@@ -281,7 +281,8 @@ class Trainer:
             + ("" if c.cost_before is None else f", {c.changed:.0%} changed")
             for i, c in enumerate(changes, start=1)
         )
-        logger.info("matching after epoch %d (mean cost of a pair): %s", epoch, told)
+        when = f"after epoch {epoch}" if epoch else "before training"
+        logger.info("matching %s (mean cost of a pair): %s", when, told)
 
     def evaluate(self, log: RunLog) -> Accuracy:
         """k-NN of the student as it is, beside its initial state and the teacher."""

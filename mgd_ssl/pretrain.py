@@ -2,24 +2,21 @@
 
 import fcntl
 import json
-import platform
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
 from mgd_ssl.config import PretrainConfig, differences
 from mgd_ssl.data import ImageList
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
+from mgd_ssl.environment import environment
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
@@ -239,29 +236,8 @@ def description(config: PretrainConfig, images: ImageList, teacher: Teacher | No
         "config": config.model_dump(mode="json"),
         "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
         "teacher": {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix} if report else None,
-        "environment": {
-            "mgd_ssl": version("mgd_ssl"),
-            "git": git_hash(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "processes": world_size(),
-            "host": platform.node(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "environment": environment(),
     }
-
-
-def git_hash() -> str | None:
-    """Commit of this source tree, None for an installed package."""
-    folder = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_the_stages_of_resnet50_to_resnet18_are_matched_one_to_one() -> None:
 
 # reducers
 
-NAIVE = {
+NAIVE: dict[str, tuple[Callable[[list[float]], float], Callable[[list[float]], float]]] = {
     "amp": (lambda group: max(group, key=abs), lambda margins: sum(margins) / len(margins)),
     "max": (max, max),
     "mean": (lambda group: sum(group) / len(group), lambda margins: sum(margins) / len(margins)),
