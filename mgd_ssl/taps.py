@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -25,21 +26,20 @@ class FeatureTaps:
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.names = list(names)
-        self._recording = False
-        self._maps: dict[str, Tensor] = {}
+        self._maps: list[Tensor | None] | None = None  # filled while recording
         modules = dict(network.named_modules())
-        for name in self.names:
+        for position, name in enumerate(self.names):
             if name not in modules:
                 near = [known for known, module in modules.items() if isinstance(module, nn.ReLU)]
                 raise ValueError(f"{name!r} is no module of this network: its ReLUs are {', '.join(near) or 'none'}")
             if hasattr(modules[name], "inplace"):
                 modules[name].inplace = False
-            modules[name].register_forward_pre_hook(self._hook(name))
+            modules[name].register_forward_pre_hook(self._hook(position))
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _hook(self, position: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._recording:
-                self._maps[name] = inputs[0]
+            if self._maps is not None:
+                self._maps[position] = inputs[0]
 
         return keep
 
@@ -48,19 +48,17 @@ class FeatureTaps:
         """Collect the maps of the forward passes inside the block.
 
         Yields:
-            A list that holds, after the block, one [N, C, H, W] map for each name, in the order of the names.
+            A list with one [N, C, H, W] map for each name, in the order of the names: those of the last forward pass.
 
         Raises:
             RuntimeError: when a tapped module was not called inside the block.
         """
-        maps: list[Tensor] = []
-        self._recording = True
+        maps: list[Tensor | None] = [None] * len(self.names)
+        self._maps = maps
         try:
-            yield maps
-            missing = [name for name in self.names if name not in self._maps]
-            if missing:
-                raise RuntimeError(f"no forward pass went through {', '.join(missing)} while its map was recorded")
-            maps.extend(self._maps[name] for name in self.names)
+            yield cast(list[Tensor], maps)
         finally:
-            self._recording = False
-            self._maps.clear()
+            self._maps = None
+        missing = [name for name, recorded in zip(self.names, maps, strict=True) if recorded is None]
+        if missing:
+            raise RuntimeError(f"no forward pass went through {', '.join(missing)} while its map was recorded")

@@ -27,7 +27,7 @@ def shuffle_batch(local: Tensor, order: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return local
-    mine = order.to(local.device).view(world_size(), -1)[rank()]  # [n]
+    mine = order.view(world_size(), -1)[rank()].to(local.device, non_blocking=True)  # [n]
     return gather_batch(local)[mine]
 
 
@@ -35,5 +35,5 @@ def unshuffle_batch(local: Tensor, order: Tensor) -> Tensor:
     """Undo `shuffle_batch`: [n, ...] in shuffled order -> [n, ...] in this rank's own order."""
     if world_size() == 1:
         return local
-    mine = torch.argsort(order).to(local.device).view(world_size(), -1)[rank()]  # [n]
+    mine = torch.argsort(order).view(world_size(), -1)[rank()].to(local.device, non_blocking=True)  # [n]
     return gather_batch(local)[mine]

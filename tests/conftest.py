@@ -1,12 +1,5 @@
 """Shared fixtures: few threads, small image folders, thin settings."""
 
-import os
-
-# The recorded runs were made on one core with AVX2. Newer instructions sum in another order, and three training steps
-# of a random ResNet-34 amplify that to the fifth digit. Read when torch is imported, so it stands before all imports.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(1)  # as in the recorded runs, and tests run side by side on few cores
+torch.set_num_threads(1)  # tests run side by side on few cores
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 36)) -> list[Path]:

@@ -1,0 +1,77 @@
+"""What the README and the config files show is true."""
+
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from mgd_ssl.cli import COMMANDS
+from mgd_ssl.config import PretrainConfig, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted((ROOT / "mgd_ssl" / "configs").glob("*.toml"))
+
+
+def test_python_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert all(p.grad is not None for p in names["mgd"].parameters())  # type: ignore[attr-defined]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Arguments of every `mgd-ssl pretrain` line, continued lines joined."""
+    joined = re.sub(r"\\\n[ #]*", " ", text)
+    return [shlex.split(line)[1:] for line in re.findall(r"mgd-ssl (pretrain --config .*)", joined)]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *CONFIGS], ids=lambda path: path.name)
+def test_commands_are_accepted(path: Path) -> None:
+    found = commands(path.read_text())
+    assert found
+    for args in found:
+        config = parse(PretrainConfig, args, "mgd-ssl pretrain")
+        assert config.out is not None
+        assert config.optim.epochs == 200
+
+
+def test_links_lead_to_files() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_flags_in_the_docs_exist() -> None:
+    known = {f"--{key.replace('_', '-')}" for key in all_keys()} | {"--config", "--out", "--help"}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for flag in re.findall(r"(?<![\w-])--(?:data|moco|mgd|optim|knn|checkpoint|runtime)\.[\w-]+", page.read_text()):
+            assert flag in known, f"{page.name}: {flag}"
+
+
+def all_keys() -> list[str]:
+    from mgd_ssl.config import keys_of
+
+    return keys_of(PretrainConfig)
+
+
+def test_configs_are_part_of_the_package() -> None:
+    packaged = {entry.name for entry in (resources.files("mgd_ssl") / "configs").iterdir()}
+    assert {path.name for path in CONFIGS} <= packaged
+
+
+def test_every_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from mgd_ssl.cli import main
+
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command in overview
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"mgd-ssl {command}" in capsys.readouterr().out
