@@ -9,8 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from mgd_ssl.errors import TrainingError
@@ -36,7 +38,7 @@ class RunLog:
         self.folder, self.total_steps, self.first_step = folder, total_steps, first_step
         self._metrics_bytes = metrics_bytes
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
+        self._live: Live | None = None
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> "RunLog":
@@ -50,15 +52,13 @@ class RunLog:
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self._handlers = [file, _ConsoleHandler(self._console)]
             if self._console.is_terminal:
-                self._progress = Progress(
-                    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
-                    console=self._console,
+                self._bar = Progress(
+                    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"),
+                    TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"),
                 )  # fmt: skip
-                self._task = self._progress.add_task(
-                    self.folder.name, total=self.total_steps, completed=self.first_step, numbers=""
-                )
-                self._progress.start()
+                self._task = self._bar.add_task(self.folder.name, total=self.total_steps, completed=self.first_step)
+                self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+                self._live.start()
         for handler in self._handlers:
             logger.addHandler(handler)
         return self
@@ -66,8 +66,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
         if self.active:
             self._metrics.close()
             self._scalars.close()
@@ -107,8 +107,9 @@ class RunLog:
         """Show where training is: a bar in a terminal, a line now and then elsewhere."""
         if not self.active:
             return
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, numbers=numbers)
+        if self._live is not None:
+            self._bar.update(self._task, completed=step)
+            self._live.update(Group(self._bar, Text(numbers)))
         elif time.monotonic() - self._last_line > PLAIN_SECONDS or step == self.total_steps:
             self._last_line = time.monotonic()
             logger.info("step %d of %d, %s left: %s", step, self.total_steps, self._time_left(step), numbers)
@@ -129,4 +130,5 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        self.console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        wrap = not self.console.is_terminal  # a file gets whole lines
+        self.console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=wrap)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from moco.dist import is_distributed, rank, world_size
 
 INTERRUPTED = 75  # exit code after a signal was obeyed and the state saved (EX_TEMPFAIL: try again)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+PATIENCE = timedelta(hours=2)  # of ranks that wait for rank 0, which may be listing millions of files
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         device = torch.device("cpu")
     owns_group = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
     if owns_group:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     try:
         yield Runtime(device, AUTOCAST[config.precision], memory_format, local_world_size)
