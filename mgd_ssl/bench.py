@@ -59,8 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     result = measure(config)
     if config.memory:
-        result |= {f"{name}_peak_mb": _in_own_process(config, name) for name in ("bare", "step")}
-        result["memory_ratio"] = round(result["step_peak_mb"] / result["bare_peak_mb"], 3)
+        result |= memory(config)
     table = Table(title=f"{config.teacher} -> {config.student}, {config.image_size} px, batch {config.batch_size}")
     table.add_column("what")
     table.add_column("value", justify="right")
@@ -168,17 +167,29 @@ def assignment_seconds() -> float:
     return time.perf_counter() - started
 
 
+def memory(config: BenchConfig) -> dict[str, Any]:
+    """Peak memory of the step beside that of the bare networks, with and without what the libraries take."""
+    step, bare = (_in_own_process(config, name) for name in ("step", "bare"))
+    libraries = min(step["libraries_mb"], bare["libraries_mb"])
+    return {
+        "step_peak_mb": step["peak_mb"],
+        "bare_peak_mb": bare["peak_mb"],
+        "memory_ratio": round(step["peak_mb"] / bare["peak_mb"], 3),
+        "libraries_mb": libraries,
+        "memory_ratio_without_libraries": round((step["peak_mb"] - libraries) / (bare["peak_mb"] - libraries), 3),
+    }
+
+
 def peak_memory(config: BenchConfig) -> dict[str, float]:
-    """Most memory held while one of the two runs, in MB: of the device, or of this process on a CPU, there without
-    what the libraries took before."""
+    """Most memory held while one of the two runs, in MB: of the device, or of this whole process on a CPU."""
     before = _peak_resident_mb()
     with process(config.runtime) as runtime:
         work = (bare_networks if config.only == "bare" else training_step)(config, runtime)
         for _ in range(config.warmup):
             work()
         if runtime.device.type == "cuda":
-            return {"peak_mb": round(torch.cuda.max_memory_allocated() / 2**20)}
-        return {"peak_mb": round(_peak_resident_mb() - before)}
+            return {"peak_mb": round(torch.cuda.max_memory_allocated() / 2**20), "libraries_mb": 0}
+        return {"peak_mb": round(_peak_resident_mb()), "libraries_mb": round(before)}
 
 
 def _peak_resident_mb() -> float:
@@ -187,7 +198,7 @@ def _peak_resident_mb() -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
-def _in_own_process(config: BenchConfig, name: str) -> float:
+def _in_own_process(config: BenchConfig, name: str) -> dict[str, float]:
     flags = [
         f"--{flag}={getattr(config, flag.replace('-', '_'))}"
         for flag in ("student", "teacher", "image-size", "batch-size", "queue-size")
@@ -200,4 +211,5 @@ def _in_own_process(config: BenchConfig, name: str) -> float:
     ]
     command = [sys.executable, "-m", "mgd_ssl.cli", "bench", "--only", name, *flags]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(answer.stdout.splitlines()[-1])["peak_mb"])
+    result: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return result

@@ -153,6 +153,10 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=self.on_gpu
         )
+        if optim.momentum:
+            # torch's fused kernel leaves them uninitialised when the scaler skips the very first step
+            for parameter in trained:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == torch.float16)
         self.model: torch.nn.Module = method
 

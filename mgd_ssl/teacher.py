@@ -29,6 +29,7 @@ class Teacher(nn.Module):
         self.stages = stage_taps(backbone)
         self.channels = [stage.channels for stage in self.stages]  # C_t a stage
         self.taps = FeatureTaps(backbone, [stage.relu for stage in self.stages])
+        self.eval()
 
     @classmethod
     def load(cls, path: Path, arch: str | None = None) -> "Teacher":

@@ -1,0 +1,378 @@
+"""Several processes are one: same matching, same queue, same weights; and they stop together."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
+from mgd_ssl.config import RuntimeConfig
+from mgd_ssl.data import CentreCrops, ImageList
+from mgd_ssl.encoders import build_backbone
+from mgd_ssl.rematch import update_matching
+from mgd_ssl.runtime import StopRequest, on_rank_zero
+from mgd_ssl.runtime import process as this_process
+from mgd_ssl.teacher import Teacher
+from moco.dist import gather_batch, rank, world_size
+from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
+from tests.runs import (
+    DEADLINE,
+    checkpoint,
+    differing,
+    flags,
+    free_port,
+    processes,
+    rows,
+    steps_saved,
+    stop_after,
+    tiny,
+    trained_teacher,
+    wait_for,
+)
+
+TAPS = ["stages.0.1", "stages.1.1"]
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
+
+
+# processes of one group
+
+
+def member(work: Callable[..., Any], out: Path, number: int, count: int, port: int, args: tuple[Any, ...]) -> None:
+    """One rank: writes what `work` returns, or its traceback, to a file."""
+    os.environ.update(
+        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        torch.save(work(*args), out / f"{number}.pt")
+    except BaseException:
+        (out / f"{number}.error").write_text(traceback.format_exc())
+        raise
+
+
+def on_ranks(count: int, out: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `work(*args)` returns on each of `count` ranks; they start their process group themselves."""
+    out.mkdir()
+    port = free_port()
+    ranks = [processes.Process(target=member, args=(work, out, n, count, port, args)) for n in range(count)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(DEADLINE)
+        if one.exitcode is None:
+            for other in ranks:
+                other.kill()
+            pytest.fail("a rank hangs")
+    errors = "\n".join(path.read_text() for path in sorted(out.glob("*.error")))
+    assert not errors, errors
+    return [torch.load(out / f"{n}.pt", weights_only=False) for n in range(count)]
+
+
+class Plain(nn.Module):
+    """Two stages of convolution and ReLU, without BatchNorm: nothing in it depends on who else is in the batch."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        stages = [
+            nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(inplace=True)),
+        ]
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(2 * width, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.stages(images).mean(dim=(2, 3)))
+        return out
+
+
+def plain_method() -> DistilledMoCo:
+    torch.manual_seed(0)
+    moco = MoCo(Plain(4, 6), dim=6, queue_size=24, momentum=0.9)
+    mgd = MGD([4, 8], [8, 16])
+    mgd.norms = nn.ModuleList(nn.Identity() for _ in mgd.norms)
+    costs = [torch.rand(4, 8), torch.rand(8, 16)]
+    mgd.rematch(costs)
+    return DistilledMoCo(moco, mgd, TAPS, weight=1e-2)
+
+
+def global_batch(step: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(step)
+    im_q, im_k = torch.randn(2, 8, 3, 16, 16, generator=generator)
+    maps = [torch.randn(8, c, s, s, generator=generator) for c, s in ((8, 8), (16, 4))]
+    return im_q, im_k, maps
+
+
+def part(batch: Tensor) -> Tensor:
+    """This rank's part of a global batch."""
+    return batch.chunk(world_size())[rank()]
+
+
+def train_plain() -> dict[str, Any]:
+    """Five steps on the same global batches whatever the number of ranks."""
+    method = plain_method()
+    assert method.mgd is not None
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, 0.9)
+    model = method if world_size() == 1 else DistributedDataParallel(method, broadcast_buffers=False)
+    losses = []
+    for step in range(5):
+        im_q, im_k, maps = global_batch(step)
+        targets = method.mgd.reduce([part(m) for m in maps])
+        step_losses = model(part(im_q), part(im_k), targets, step)
+        step_losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.moco.enqueue(step_losses.keys)
+        losses.append(torch.stack([step_losses.total.detach(), step_losses.distillation]))
+    return {"state": method.state_dict(), "losses": torch.stack(losses)}
+
+
+def match(images: Path, teacher_file: Path) -> dict[str, Any]:
+    """A matching update with measured margins."""
+    with this_process(RuntimeConfig(device="cpu", threads=1)) as runtime:
+        torch.manual_seed(0)
+        teacher = Teacher.load(teacher_file)
+        student = build_backbone("thin_resnet10")
+        # statistics differ between ranks, as they do in training: those of rank 0 count
+        student.bn1.running_mean += rank()
+        mgd = MGD([16, 32, 64, 128], teacher.channels)
+        method = DistilledMoCo(MoCo(student, 1, 8), mgd, [f"layer{i}.0.relu" for i in range(1, 5)])
+        crops = CentreCrops(ImageList.scan(images), 32, 0)
+        changes = update_matching(
+            method, teacher, crops, torch.arange(0, 48, 3)[:15].numpy(), runtime,
+            batch_size=4, workers=0, measure_margins=True, report=lambda unreadable: None,
+        )  # fmt: skip
+        return {
+            "costs": [change.cost_after for change in changes],
+            "assignments": mgd.assignments,
+            "margins": mgd.margins,
+        }
+
+
+def check_collectives() -> dict[str, Any]:
+    me, count = rank(), world_size()
+    local = torch.arange(6.0).view(3, 2) + 100 * me
+    order = permutation(3 * count, seed=5)
+    shuffled = shuffle_batch(local, order)
+    stop, agreed = StopRequest(), []
+    for step in range(8):
+        if me == 1 and step == 3:
+            stop.signal_number = signal.SIGTERM
+        agreed.append(stop.agreed())
+        if agreed[-1]:
+            break
+    stop.finish()
+
+    def fail() -> None:
+        raise UserError("only rank 0 has looked")
+
+    with pytest.raises(UserError, match="only rank 0 has looked"):
+        on_rank_zero(fail)
+    return {
+        "gathered": gather_batch(local),
+        "shuffled": shuffled,
+        "unshuffled": torch.equal(unshuffle_batch(shuffled, order), local),
+        "agreed": agreed,
+        "shared": on_rank_zero(lambda: f"from rank {rank()}"),
+    }
+
+
+def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
+    found = {"match": match(images, teacher_file)}  # with a group of its own
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        dist.init_process_group("gloo")
+    found["train"] = train_plain()
+    if world_size() > 1:
+        found["collectives"] = check_collectives()
+        dist.destroy_process_group()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> dict[int, list[Any]]:
+    """What one process and what two found."""
+    base = tmp_path_factory.mktemp("ranks")
+    args = all_checks, image_folder / "train", teacher_file
+    return {count: on_ranks(count, base / str(count), *args) for count in (1, 2)}
+
+
+def test_gathered_batch_is_in_the_order_of_the_ranks(found: dict[int, list[Any]]) -> None:
+    local = torch.arange(6.0).view(3, 2)
+    for one in found[2]:
+        assert torch.equal(one["collectives"]["gathered"], torch.cat([local, local + 100]))
+
+
+def test_shuffled_batches_are_a_permutation_of_the_global_batch(found: dict[int, list[Any]]) -> None:
+    parts = [one["collectives"]["shuffled"] for one in found[2]]
+    gathered = found[2][0]["collectives"]["gathered"]
+    together = torch.cat(parts)
+    assert not torch.equal(together, gathered)
+    assert sorted(together.tolist()) == sorted(gathered.tolist())
+    assert any(row.min() >= 100 for row in parts[0])  # images have moved to another rank
+
+
+def test_unshuffling_undoes_shuffling(found: dict[int, list[Any]]) -> None:
+    assert all(one["collectives"]["unshuffled"] for one in found[2])
+
+
+def test_ranks_agree_on_the_step_they_stop_after(found: dict[int, list[Any]]) -> None:
+    agreed = [one["collectives"]["agreed"] for one in found[2]]
+    assert agreed[0] == agreed[1]
+    assert agreed[0][-1] and 4 <= len(agreed[0]) <= 6  # soon after the signal before call 4
+
+
+def test_result_and_error_of_rank_zero_reach_all(found: dict[int, list[Any]]) -> None:
+    assert [one["collectives"]["shared"] for one in found[2]] == ["from rank 0"] * 2
+
+
+def test_matching_does_not_depend_on_the_number_of_ranks(found: dict[int, list[Any]]) -> None:
+    [single] = (one["match"] for one in found[1])
+    for one in (one["match"] for one in found[2]):
+        assert one["costs"] == pytest.approx(single["costs"], rel=1e-6)
+        groups = [[a.sort(dim=1).values for a in match["assignments"]] for match in (one, single)]
+        assert differing(groups[0], groups[1]) == []
+        torch.testing.assert_close(one["margins"], single["margins"], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_and_queue_do_not_depend_on_the_number_of_ranks(found: dict[int, list[Any]]) -> None:
+    [single] = (one["train"]["state"] for one in found[1])
+    assert int(single["moco.queue_ptr"]) == 5 * 8 % 24
+    for one in (one["train"]["state"] for one in found[2]):
+        assert one.keys() == single.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(value, single[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_mean_of_the_ranks_losses_is_the_loss_of_one_process(found: dict[int, list[Any]]) -> None:
+    mean = torch.stack([one["train"]["losses"] for one in found[2]]).mean(dim=0)
+    torch.testing.assert_close(mean, found[1][0]["train"]["losses"], rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_parts_add_up_to_those_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(6, 4, 5, 5, generator=generator), torch.randn(6, 8, 5, 5, generator=generator)
+    whole, parts = MatchingStatistics([4], [8]), [MatchingStatistics([4], [8]) for _ in range(2)]
+    whole.update([student], [teacher])
+    for i, one in enumerate(parts):
+        one.update([student[i::2]], [teacher[i::2]])
+    for total, *shares in zip(whole.tensors(), *(one.tensors() for one in parts), strict=True):
+        torch.testing.assert_close(total, sum(shares), rtol=1e-6, atol=0)
+
+
+# whole runs of two processes
+
+
+def run_and_stop(settings: dict[str, Any], stop_on: int, step: int) -> str:
+    """Pretrain until one rank receives a signal; the message of the interruption."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if int(os.environ["RANK"]) == stop_on:
+            stop_after(monkeypatch, step)
+        with pytest.raises(Interrupted) as stopped:
+            pretrain(**settings)
+    return str(stopped.value)
+
+
+def several_runs(images: Path, folder: Path, teacher: Path) -> dict[str, Any]:
+    """Runs one after the other in one pair of processes, each with a process group of its own."""
+
+    def next_port() -> None:
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+
+    knn = {"train": images / "train", "val": images / "val", "every_epochs": 1, "k": 3}
+    common = {"teacher": teacher, "knn": knn}
+    pretrain(**tiny(images, folder / "whole", **common))
+    next_port()
+    told = run_and_stop(tiny(images, folder / "stopped", **common), stop_on=1, step=4)
+    next_port()
+    missing = tiny(images, folder / "missing")
+    missing["data"]["train"] = folder / "nowhere"
+    try:
+        pretrain(**missing)
+    except UserError as error:
+        return {"told": told, "missing": str(error)}
+    return {}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> tuple[Path, list[Any]]:
+    """Folder of the runs of two processes, and what each rank was told."""
+    folder = tmp_path_factory.mktemp("pair")
+    return folder, on_ranks(2, folder / "ranks", several_runs, image_folder, folder, teacher_file)
+
+
+def settings_of_pair(images: Path, out: Path, teacher: Path) -> dict[str, Any]:
+    knn = {"train": images / "train", "val": images / "val", "every_epochs": 1, "k": 3}
+    return tiny(images, out, teacher=teacher, knn=knn)
+
+
+def test_two_processes_write_every_row_once(pair: tuple[Path, list[Any]]) -> None:
+    told = [(row["kind"], row["step"]) for row in rows(pair[0] / "whole")]
+    knn = [("knn", step) for step in (0, 3, 6, 9)]
+    assert sorted(told) == sorted([("matching", 0), ("matching", 3), *knn, *(("train", s) for s in (2, 4, 6, 8, 9))])
+
+
+def test_signal_to_one_rank_stops_all_after_one_step(pair: tuple[Path, list[Any]]) -> None:
+    folder, ranks = pair
+    step = steps_saved(folder / "stopped")[-1]
+    assert 4 <= step <= 6
+    assert all(f"after step {step}: the same command continues" in one["told"] for one in ranks)
+
+
+def test_error_that_only_rank_zero_sees_is_raised_on_all(pair: tuple[Path, list[Any]]) -> None:
+    assert all("nowhere is not a folder: pass a folder of images" in one["missing"] for one in pair[1])
+
+
+def test_one_process_continues_a_run_of_two(
+    pair: tuple[Path, list[Any]], image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pair[0] / "stopped", tmp_path / "run")
+    pretrain(**settings_of_pair(image_folder, tmp_path / "run", teacher_file))
+    assert checkpoint(tmp_path / "run", 9)["step"] == 9
+    assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == [2, 4, 6, 8, 9]
+
+
+def launched(settings: dict[str, Any], stderr: Path) -> Any:
+    """`torchrun --nproc-per-node 2 -m mgd_ssl.cli pretrain ...` as the leader of a process group."""
+    options = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    args = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "mgd_ssl.cli", "pretrain", *flags(settings)]
+    with stderr.open("w") as file:
+        return subprocess.Popen(args, stdout=file, stderr=file, start_new_session=True)
+
+
+@pytest.mark.parametrize("stopped_by", ["SIGTERM to torchrun", "Ctrl-C"])
+def test_torchrun_is_stopped_and_the_run_goes_on(
+    stopped_by: str, pair: tuple[Path, list[Any]], image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = settings_of_pair(image_folder, run, teacher_file)
+    settings["optim"]["epochs"] = 5000
+    process = launched(settings, tmp_path / "first")
+    try:
+        wait_for(lambda: bool(run.is_dir() and steps_saved(run)) or process.poll() is not None)
+        if stopped_by == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to torchrun and to the ranks
+        else:
+            process.terminate()
+        assert process.wait(DEADLINE) != 0
+    finally:
+        process.kill()
+    told = (tmp_path / "first").read_text()
+    step = steps_saved(run)[-1]
+    assert f"after step {step}: the same command continues from there" in told, told
+    assert checkpoint(run, step)["step"] == step

@@ -1,0 +1,317 @@
+"""The training loop: what it trains, what it leaves alone, and how it stops."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partialmethod
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgd_ssl import PretrainConfig, Teacher, TrainingError, UserError, pretrain
+from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl.cli import main
+from mgd_ssl.data import ImageList, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
+from mgd_ssl.encoders import build_backbone
+from mgd_ssl.engine import Trainer
+from mgd_ssl.log import RunLog
+from mgd_ssl.pretrain import build_method
+from mgd_ssl.runtime import AUTOCAST, Runtime
+from mgd_ssl.skipped import SkippedFiles
+from tests.runs import flags, rows, steps_saved, tiny, trained_teacher
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
+
+
+def trainer_for(settings: dict[str, Any], num_batches: int) -> tuple[Trainer, list[PretrainBatch]]:
+    """A trainer, matched if it has a teacher, and its first batches."""
+    config = PretrainConfig(**settings)
+    assert config.out is not None and config.data.train is not None
+    config.out.mkdir()
+    memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
+    runtime = Runtime(torch.device("cpu"), AUTOCAST[config.runtime.precision], memory_format, 1)
+    images = ImageList.scan(config.data.train)
+    teacher = None if config.teacher is None else Teacher.load(config.teacher)
+    method = build_method(config, teacher).to(memory_format=memory_format)
+    skipped = SkippedFiles(config.out / "skipped.jsonl", images, 0.0)
+    checkpoints = Checkpoints(config.out / "checkpoints")
+    trainer = Trainer(config, method, teacher, images, runtime, None, checkpoints, skipped)
+    if teacher is not None:
+        with RunLog(config.out, 1, 0) as log:
+            trainer.rematch(log, 0)
+    method.train()
+    dataset = TwoViews(images, view_policy(config.data), config.data.image_size, config.seed)
+    order = TrainingOrder(len(images), config.optim.batch_size, config.optim.epochs, config.seed, 0, 0, 1)
+    with batches(dataset, order, 0, pin=False) as loader:
+        return trainer, list(islice(loader, num_batches))
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Hash of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train_rows(run: Path) -> list[dict[str, Any]]:
+    return [row for row in rows(run) if row["kind"] == "train"]
+
+
+def assert_finite(run: Path, num_rows: int = 3) -> None:
+    parsed = train_rows(run)
+    assert len(parsed) == num_rows
+    assert all(math.isfinite(row[key]) for row in parsed for key in ("loss", "contrastive", "distillation"))
+
+
+ONE_EPOCH = {"optim": {"epochs": 1}, "runtime": {"log_every": 1}}
+
+
+def one_epoch(images: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of three steps that are all logged."""
+    merged = dict(changes)
+    for group, values in ONE_EPOCH.items():
+        merged[group] = {**values, **changes.get(group, {})}
+    return tiny(images, out, **merged)
+
+
+# gradients and state
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
+def test_gradients_reach_all_of_the_student_and_nothing_else(
+    guided: bool, image_folder: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file if guided else None)
+    trainer, [batch] = trainer_for(settings, 1)
+    im_q, im_k = trainer.runtime.images(batch.im_q), trainer.runtime.images(batch.im_k)
+    trainer.method(im_q, im_k, trainer.targets(im_q)).total.backward()
+    trained = [*trainer.method.moco.encoder_q.parameters()]
+    if trainer.method.mgd is not None:
+        trained += trainer.method.mgd.parameters()
+        assert len(list(trainer.method.mgd.parameters())) == 8  # weight and bias of a norm for each stage
+    without = [p.shape for p in trained if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert all(p.grad is None for p in trainer.method.moco.encoder_k.parameters())
+    if trainer.teacher is not None:
+        assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in trained}
+
+
+def test_step_changes_the_student_and_not_the_teacher(image_folder: Path, tmp_path: Path, teacher_file: Path) -> None:
+    trainer, seen = trainer_for(tiny(image_folder, tmp_path / "run", teacher=teacher_file), 3)
+    assert trainer.teacher is not None
+    teacher, student = fingerprint(trainer.teacher), fingerprint(trainer.method.moco.encoder_q)
+    for batch in seen:
+        trainer.train_step(batch)
+    assert fingerprint(trainer.teacher) == teacher
+    assert fingerprint(trainer.method.moco.encoder_q) != student
+    assert not any(module.training for module in trainer.teacher.backbone.modules())
+    assert int(trainer.method.moco.queue_ptr) == 3 * 16 % 64
+
+
+def test_loss_falls_when_one_batch_is_seen_again_and_again(
+    image_folder: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, moco={"momentum": 0.9}, mgd={"weight": 1e-3})
+    trainer, [batch] = trainer_for(settings, 1)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.02
+    moco = trainer.method.moco
+    queue = moco.queue.clone()
+    seen = []
+    for _ in range(15):
+        seen.append(trainer.train_step(batch))
+        moco.queue.copy_(queue)  # the batch's own keys as negatives would keep the contrastive loss up
+    assert seen[-1].distillation < 0.9 * seen[0].distillation
+    assert seen[-1].total < 0.9 * seen[0].total
+
+
+def test_momentum_survives_a_first_step_that_the_scaler_skips(image_folder: Path, tmp_path: Path) -> None:
+    settings = one_epoch(image_folder, tmp_path / "run", runtime={"log_every": 1, "precision": "float16"})
+    trainer, [batch] = trainer_for(settings, 1)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)  # the first gradients overflow
+    before = fingerprint(trainer.method.moco.encoder_q.get_submodule("fc"))
+    trainer.train_step(batch)
+    assert fingerprint(trainer.method.moco.encoder_q.get_submodule("fc")) == before
+    assert trainer.scaler.get_scale() == 2.0**119
+    buffers = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
+    assert buffers and all((buffer == 0).all() for buffer in buffers)
+
+
+# what a run tells and leaves
+
+
+def test_rows_have_the_documented_keys(image_folder: Path, tmp_path: Path, teacher_file: Path) -> None:
+    pretrain(**one_epoch(image_folder, tmp_path / "run", teacher=teacher_file))
+    parsed = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    matching, *train = parsed
+    stages = {f"stage{i}_{key}" for i in range(1, 5) for key in ("cost_before", "cost_after", "changed")}
+    assert matching.keys() == {"kind", "step", "epoch", "seconds"} | stages
+    terms = {"loss", "contrastive", "distillation", "accuracy", "lr", "images_per_second", "data_wait"}
+    assert [row["step"] for row in train] == [1, 2, 3]
+    for row in train:
+        assert row.keys() == {"kind", "step", "epoch"} | terms
+        assert row["loss"] == pytest.approx(row["contrastive"] + 1e-4 * row["distillation"], rel=1e-5)
+        assert row["epoch"] == row["step"] / 3
+
+
+def test_row_is_the_average_of_the_steps_since_the_row_before(image_folder: Path, tmp_path: Path) -> None:
+    for name, every in (("each", 1), ("pairs", 2)):
+        pretrain(**one_epoch(image_folder, tmp_path / name, runtime={"log_every": every}))
+    each, pairs = train_rows(tmp_path / "each"), train_rows(tmp_path / "pairs")
+    assert [row["step"] for row in pairs] == [2, 3]
+    assert pairs[0]["loss"] == pytest.approx((each[0]["loss"] + each[1]["loss"]) / 2)
+    assert pairs[1]["loss"] == each[2]["loss"]
+
+
+def test_encoder_loads_strictly_into_the_backbone(image_folder: Path, tmp_path: Path) -> None:
+    result = pretrain(**one_epoch(image_folder, tmp_path / "run"))
+    weights = torch.load(result.encoder, weights_only=True)
+    backbone = build_backbone("thin_resnet10")
+    backbone.fc = nn.Identity()
+    backbone.load_state_dict(weights, strict=True)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "step_00000003.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[f"module.encoder_q.{name}"]) for name, value in weights.items())
+    assert all(value.is_contiguous() for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"mgd": {"reducer": name}} for name in ("amp", "max", "mean", "random_drop", "sparse")),
+        *({"mgd": {"margin": name}} for name in ("measured", "initial")),
+        *({"runtime": {"precision": name}} for name in ("bfloat16", "float16")),
+        {"runtime": {"channels_last": False}},
+        {"data": {"recipe": "v1"}, "optim": {"lr_schedule": "epoch"}},
+    ],
+    ids=str,
+)
+def test_losses_are_finite_with(
+    changes: dict[str, Any], image_folder: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    pretrain(**one_epoch(image_folder, tmp_path / "run", teacher=teacher_file, **changes))
+    assert_finite(tmp_path / "run")
+
+
+def test_memory_format_does_not_change_the_losses(image_folder: Path, tmp_path: Path) -> None:
+    for name, flag in (("last", True), ("first", False)):
+        pretrain(**one_epoch(image_folder, tmp_path / name, runtime={"channels_last": flag}))
+    pairs = zip(train_rows(tmp_path / "last"), train_rows(tmp_path / "first"), strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-4) for a, b in pairs)
+
+
+def test_compiled_networks_give_the_losses_of_eager_ones(
+    image_folder: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"epochs": 1, "batch_size": 24, "lr": 1e-3}
+    # inductor takes a minute for these networks on one core: everything up to it is the same with this backend
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    for name, flag in (("eager", False), ("compiled", True)):
+        settings = one_epoch(
+            image_folder,
+            tmp_path / name,
+            teacher=teacher_file,
+            optim=steps,
+            moco={"queue_size": 24},
+            runtime={"compile": flag},
+        )
+        pretrain(**settings)
+    pairs = list(zip(train_rows(tmp_path / "eager"), train_rows(tmp_path / "compiled"), strict=True))
+    assert len(pairs) == 2
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-4) for a, b in pairs)
+    torch._dynamo.reset()
+
+
+# stopping
+
+
+@contextmanager
+def poisoned(step: int) -> Any:
+    """Have a weight become NaN before a step, counted from 0."""
+    train_step: Callable[..., Any] = Trainer.train_step
+
+    def with_poison(self: Trainer, batch: PretrainBatch) -> Any:
+        if self.step == step:
+            weight: Tensor = next(self.method.moco.encoder_q.parameters())
+            weight.data[0] = math.nan
+        return train_step(self, batch)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "train_step", with_poison)
+        yield
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    settings = tiny(image_folder, tmp_path / "run", runtime={"log_every": 100}, checkpoint={"every_steps": 1})
+    with poisoned(4), pytest.raises(TrainingError, match=r"the loss of step 4 is not finite.*lower optim\.lr"):
+        pretrain(**settings)
+    assert steps_saved(tmp_path / "run")[-1] == 4
+    newest = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
+    weights = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert not (tmp_path / "run" / "encoder.pt").exists()
+    pretrain(**settings)  # the state is good: without the poison it goes on
+    assert steps_saved(tmp_path / "run")[-1] == 9
+
+
+def test_command_ends_with_3_when_the_learning_rate_explodes(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(image_folder, tmp_path / "run", optim={"lr": 1e30, "warmup_epochs": 0})
+    assert main(["pretrain", *flags(settings)]) == 3
+    told = capsys.readouterr().err
+    assert "mgd-ssl: the loss of step" in told and "Traceback" not in told
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"optim": {"batch_size": 64}},
+            r"holds 48 images, fewer than optim\.batch_size 64: add images or lower the batch size",
+        ),
+        (
+            {"moco": {"queue_size": 100}},
+            r"moco\.queue_size 100 is not a multiple of optim\.batch_size 16: set it to 96, say",
+        ),
+        (
+            {"moco": {"queue_size": 4}},
+            r"moco\.queue_size 4 is not a multiple of optim\.batch_size 16: set it to 16, say",
+        ),
+        ({"student": "thin_resnet11"}, r"unknown architecture 'thin_resnet11', did you mean 'thin_resnet1\d'\?"),
+        ({"data": {"image_size": 16}}, "the maps of stage 4 are 1 x 1 at data.image_size 16.*choose larger images"),
+        (
+            {"student": "resnet18", "data": {"image_size": 64}},
+            r"stage 1 of resnet18 has maps of \[16, 16\] and of the teacher \[32, 32\].*whose strides agree",
+        ),
+    ],
+    ids=["few images", "queue", "small queue", "student", "1 x 1", "strides"],
+)
+def test_what_does_not_fit_is_refused(
+    changes: dict[str, Any], told: str, image_folder: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        pretrain(**tiny(image_folder, tmp_path / "run", teacher=teacher_file, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_thinner_than_the_student_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    thin = pretrain(**one_epoch(image_folder, tmp_path / "thin")).encoder
+    with pytest.raises(UserError, match=r"thin_resnet14 cannot learn from .*only 16 teacher channels: choose a wider"):
+        pretrain(**tiny(image_folder, tmp_path / "run", student="thin_resnet14", teacher=thin))
