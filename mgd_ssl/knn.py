@@ -16,7 +16,9 @@ from mgd_ssl.features import Features
 from moco.dist import rank, sum_over_ranks, world_size
 from moco.keyed import keyed_generator
 
-CHUNK = 1024  # queries counted at a time (and searched, on a CPU): votes are [CHUNK, classes] doubles
+CHUNK = 1024  # queries counted at a time: their votes are [CHUNK, classes] doubles
+CPU_CHUNK = 4096  # queries searched at a time on a CPU,
+CPU_BANK_CHUNK = 4096  # against this many of the bank: with 64 MB of similarities a third faster than faiss's 1024
 GPU_CHUNK = 65536  # queries searched at a time on a GPU: each call copies the bank there
 GPU_MEMORY = 2**32  # bytes of the bank on the GPU at a time
 GPU_MAX_K = 2048  # of faiss
@@ -151,9 +153,9 @@ def _hits(votes: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
 def searched(
     bank: Features, queries: Features, k: int, device: torch.device | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Similarity [q, k] and index [q, k] of the nearest neighbours, and labels [q], CHUNK queries at a time."""
+    """Similarity [q, k] and index [q, k] of the nearest neighbours, and labels [q], at most CHUNK queries at a time."""
     on_gpu = _has_gpu(device) and k <= GPU_MAX_K
-    size = GPU_CHUNK if on_gpu else CHUNK
+    size = GPU_CHUNK if on_gpu else CPU_CHUNK
     for start in range(0, len(queries.labels), size):
         labels = queries.labels[start : start + size]
         values = np.ascontiguousarray(queries.values[start : start + size])
@@ -171,6 +173,7 @@ def _search_cpu(
     bank: np.ndarray, queries: np.ndarray, k: int, device: torch.device | None
 ) -> tuple[np.ndarray, np.ndarray]:
     faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.cvar.distance_compute_blas_database_bs = CPU_BANK_CHUNK
     return faiss.knn(queries, bank, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
