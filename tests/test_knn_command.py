@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from mgd_ssl.checkpoint import find_weights
 from mgd_ssl.cli import main
@@ -211,7 +211,7 @@ def test_the_image_whose_features_are_not_finite_is_named(run: Path, tmp_path: P
 
 
 def test_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
-    mp.spawn(rank_of_two, (image_folder / "train", tmp_path), nprocs=2)
+    spawn(rank_of_two, (image_folder / "train", tmp_path), nprocs=2)
     found, accuracies = everything(image_folder / "train", [47, 1, 12])
     for rank in range(2):
         features, rows, sentence = json.loads((tmp_path / f"{rank}.json").read_text())
