@@ -1,6 +1,7 @@
 """Checkpoints of a run: plain dictionaries, written whole or not at all, found by the run itself."""
 
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.weights import read_checkpoint
 
+logger = logging.getLogger("mgd_ssl")
 PATTERN = re.compile(r"step_(\d+)\.pt")
 
 
@@ -104,3 +106,28 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         for path in self.folder.glob(".step_*.tmp"):  # of a process killed while it was writing
             path.unlink(missing_ok=True)
+
+
+def find_weights(path: Path) -> Path:
+    """The file with the weights to evaluate: `path` itself, or of a run's folder `encoder.pt`, which a finished run
+    has, else its newest whole checkpoint.
+
+    Args:
+        path: a file, or the folder of a run; checkpoints that are passed over are told by a warning.
+
+    Raises:
+        UserError: when there is nothing there, or the folder holds no weights.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: pass a checkpoint or the folder of a run")
+    if (path / "encoder.pt").is_file():
+        return path / "encoder.pt"
+    newest = Checkpoints(path / "checkpoints").newest_whole(logger.warning)
+    if newest is None:
+        raise UserError(
+            f"{path} holds neither encoder.pt nor checkpoints/step_*.pt: "
+            "pass the folder of a run that has saved a checkpoint, or a file"
+        )
+    return newest

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mgd_ssl.data import CentreCrops, ImageList, Unreadable, batches, chunks
-from mgd_ssl.runtime import Runtime
-from moco.dist import rank, world_size
+from mgd_ssl.errors import UserError
+from mgd_ssl.runtime import Runtime, on_rank_zero
+from moco.dist import broadcast, gather_batch, rank, world_size
+
+GATHERED_ROWS = 4096  # of each rank at a time
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,27 @@ class Features:
 
     values: np.ndarray  # [n, d] float32
     labels: np.ndarray  # [n] int64
+
+
+class Labelled(NamedTuple):
+    """Images and their labels."""
+
+    images: ImageList
+    labels: np.ndarray  # [len(images)] int64
+
+
+def scan_labelled(train: Path, val: Path) -> tuple[Labelled, Labelled]:
+    """The images of two folders <class>/*, labelled alike.
+
+    Raises:
+        UserError: for missing folders, images without a class, a single class, or classes that differ.
+    """
+    pair = on_rank_zero(lambda: (ImageList.scan(train), ImageList.scan(val)))
+    (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
+    if classes != val_classes:
+        odd = sorted(set(classes) ^ set(val_classes))
+        raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+    return Labelled(pair[0], labels), Labelled(pair[1], val_labels)
 
 
 @torch.inference_mode()
@@ -34,6 +59,7 @@ def extract_features(
     batch_size: int = 64,
     workers: int = 0,
     report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
     """Features of centre crops, each process taking its part; complete on every rank.
 
@@ -47,9 +73,13 @@ def extract_features(
         batch_size: images in a forward pass.
         workers: data processes.
         report: told of unreadable images, whose replacements bring their own labels.
+        progress: told how many of this process's images are done.
+
+    Raises:
+        UserError: on all ranks, naming the first image whose features are not finite.
     """
     mine = indices[rank() :: world_size()]
-    values, used = [], []
+    values, used, done = torch.empty(0, 0), torch.empty(len(mine), dtype=torch.int64), 0
     modes = {module: module.training for module in trunk.modules()}
     trunk.eval()
     with batches(CentreCrops(images, image_size, seed=0), chunks(mine, batch_size), workers, pin=False) as loader:
@@ -57,22 +87,48 @@ def extract_features(
             report(batch.unreadable)
             with runtime.autocast():
                 features = trunk(runtime.images(batch.images))  # [N, d]
-            values.append(F.normalize(features.float(), dim=1).cpu())
-            used.append(batch.indices)
+            if done == 0:  # the one copy of this process's part
+                values = torch.empty(len(mine), features.shape[1])
+            rows = slice(done, done + len(features))
+            values[rows] = F.normalize(features.float(), dim=1)
+            used[rows] = batch.indices
+            done = rows.stop
+            progress(done)
     for module, mode in modes.items():
         module.training = mode
-    return _gathered(torch.cat(values).numpy(), labels[torch.cat(used).numpy()], len(indices))
+    _check_finite(values, used, images)
+    used = _gathered(used[:, None], len(indices))[:, 0]
+    return Features(_gathered(values, len(indices)).numpy(), labels[used.numpy()])
 
 
-def _gathered(values: np.ndarray, labels: np.ndarray, total: int) -> Features:
-    """Interleave the ranks' parts back into the order of the indices."""
+def _check_finite(values: Tensor, used: Tensor, images: ImageList) -> None:
+    """Raise UserError on all ranks when a row of one of them is not finite; values [n, d] of images [n]."""
+    finite = torch.cat([part.isfinite().all(dim=1) for part in values.split(GATHERED_ROWS)])
+    broken = used[~finite][:1] if len(used) else used
+    first = torch.full((1,), len(images)) if len(broken) == 0 else broken
+    index = int(gather_batch(first).min())
+    if index < len(images):
+        raise UserError(
+            f"{images.root / images.name(index)} has features that are not finite: "
+            "use an earlier checkpoint, or float32 where the precision was lower"
+        )
+
+
+def _gathered(part: Tensor, total: int) -> Tensor:
+    """Rows [m, d] of all ranks, interleaved back into the order of the indices: [total, d].
+
+    Part by part, so that beside the result little more than this rank's own rows are held.
+    """
     if world_size() == 1:
-        return Features(values, labels)
-    parts: list[tuple[np.ndarray, np.ndarray]] = [None] * world_size()  # type: ignore[list-item]
-    dist.all_gather_object(parts, (values, labels))
-    all_values = np.empty((total, values.shape[1]), dtype=values.dtype)
-    all_labels = np.empty(total, dtype=labels.dtype)
-    for r, (part_values, part_labels) in enumerate(parts):
-        all_values[r :: world_size()] = part_values
-        all_labels[r :: world_size()] = part_labels
-    return Features(all_values, all_labels)
+        return part
+    width = int(broadcast(torch.tensor(part.shape[1])))  # unknown to a rank without an image; rank 0 has one
+    most = -(-total // world_size())
+    everything = part.new_empty((most, world_size(), width))
+    for start in range(0, most, GATHERED_ROWS):
+        rows = part.new_zeros((min(GATHERED_ROWS, most - start), width))
+        mine = part[start : start + len(rows)]
+        if len(mine):
+            rows[: len(mine)] = mine
+        by_rank = gather_batch(rows).view(world_size(), len(rows), width)
+        everything[start : start + len(rows)] = by_rank.transpose(0, 1)
+    return everything.view(-1, width)[:total]

@@ -8,9 +8,9 @@ from torch import nn
 from mgd_ssl.config import KNNConfig
 from mgd_ssl.data import ImageList, subset
 from mgd_ssl.errors import UserError
-from mgd_ssl.features import extract_features
-from mgd_ssl.knn import Accuracy, knn_accuracy
-from mgd_ssl.runtime import Runtime, on_rank_zero
+from mgd_ssl.features import extract_features, scan_labelled
+from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
+from mgd_ssl.runtime import Runtime
 from mgd_ssl.skipped import SkippedFiles
 
 
@@ -45,12 +45,7 @@ class KNNMonitor:
         self.config, self.runtime = config, runtime
         self.image_size, self.workers = image_size, workers
         train, val = config.train, config.val
-        self.bank, self.queries = on_rank_zero(lambda: (ImageList.scan(train), ImageList.scan(val)))
-        self.bank_labels, classes = self.bank.labels()
-        self.query_labels, query_classes = self.queries.labels()
-        if classes != query_classes:
-            odd = sorted(set(classes) ^ set(query_classes))
-            raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+        (self.bank, self.bank_labels), (self.queries, self.query_labels) = scan_labelled(train, val)
         self.skipped_bank = skipped("knn_train", self.bank)
         self.skipped_queries = skipped("knn_val", self.queries)
         self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
@@ -60,10 +55,8 @@ class KNNMonitor:
     @property
     def protocol(self) -> str:
         """What a number of this monitor means."""
-        return (
-            f"k-NN k={self.config.k} T={self.config.temperature}, {len(self.bank_indices)} voting and "
-            f"{len(self.queries)} classified images, centre crop {self.image_size}"
-        )
+        config = self.config
+        return protocol(config.k, config.temperature, f"{len(self.bank_indices)}", len(self.queries), self.image_size)
 
     def evaluate(self, trunk: nn.Module) -> Accuracy:
         """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks."""
@@ -79,4 +72,4 @@ class KNNMonitor:
         )  # fmt: skip
         self.skipped_bank.share()
         self.skipped_queries.share()
-        return on_rank_zero(lambda: knn_accuracy(bank, queries, self.config.k, self.config.temperature))
+        return knn_accuracy(bank, queries, self.config.k, self.config.temperature, self.runtime.device)

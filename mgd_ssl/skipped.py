@@ -56,11 +56,7 @@ class SkippedFiles:
         """
         if sum_over_ranks(torch.tensor(len(self.fresh))) == 0:
             return
-        parts: list[dict[str, str]] = [self.fresh]
-        if world_size() > 1:
-            parts = [{}] * world_size()
-            dist.all_gather_object(parts, self.fresh)
-        new = {name: why for part in parts for name, why in part.items() if name not in self.known}
+        new = {name: why for name, why in over_ranks(self.fresh).items() if name not in self.known}
         self.fresh = {}
         if rank() == 0:
             for name, why in list(new.items())[: max(0, TOLD - len(self.known))]:
@@ -77,3 +73,12 @@ class SkippedFiles:
     def _append(self, entries: list[dict[str, str]]) -> None:
         with self.path.open("a") as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def over_ranks(mine: dict[str, str]) -> dict[str, str]:
+    """The files noted by any rank, and why, equal on all of them."""
+    parts = [mine]
+    if world_size() > 1:
+        parts = [{}] * world_size()
+        dist.all_gather_object(parts, mine)
+    return {name: why for part in parts for name, why in part.items()}

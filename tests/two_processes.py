@@ -1,0 +1,66 @@
+"""What test_knn_command.py runs in two processes; a file of its own, so that they import little."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mgd_ssl import features as features_module
+from mgd_ssl.data import ImageList
+from mgd_ssl.errors import UserError
+from mgd_ssl.features import Features, extract_features
+from mgd_ssl.knn import Accuracy, knn_accuracies
+from mgd_ssl.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
+
+
+class Pixels(nn.Module):
+    """Deterministic features: the mean colours of a grid."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, 48]."""
+        return nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+
+
+def everything(folder: Path, counts: Sequence[int]) -> tuple[list[Features], dict[tuple[int, float], Accuracy]]:
+    """Features of the first images, for some counts, and k-NN of the last on the first."""
+    images = ImageList.scan(folder)
+    labels = images.labels()[0]
+    found = [extract_features(Pixels(), images, labels, np.arange(n), CPU, image_size=32, batch_size=4) for n in counts]
+    return found, knn_accuracies(found[0], found[-1], [1, 5, 20], [0.07, 0.5])
+
+
+def broken(folder: Path) -> str:
+    """The sentence told when features of images 3 and 4 of 7 (on different ranks) are not finite."""
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            features = Pixels()(images)
+            features[features.sum(1) > limit] = float("nan")
+            return features
+
+    images = ImageList.scan(folder)
+    labels = images.labels()[0]
+    limit = -float("inf")  # all of them
+    with pytest.raises(UserError) as caught:
+        extract_features(Broken(), images, labels, np.arange(3, 7), CPU, image_size=32)
+    return str(caught.value)
+
+
+def rank_of_two(rank: int, folder: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    features_module.GATHERED_ROWS = 5  # several parts, and a last one that is short
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
+    try:
+        found, accuracies = everything(folder, [47, 1, 12])
+        sentence = broken(folder)
+    finally:
+        dist.destroy_process_group()
+    content = [([f.values.tolist(), f.labels.tolist()]) for f in found], list(accuracies.items()), sentence
+    (out / f"{rank}.json").write_text(json.dumps(content))
