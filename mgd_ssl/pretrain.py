@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
 from mgd_ssl.config import PretrainConfig, differences
 from mgd_ssl.data import ImageList
 from mgd_ssl.encoders import build_encoder, stage_taps
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     with process(config.runtime) as runtime:
         images = on_rank_zero(lambda: ImageList.scan(train))
         check_sizes(config, len(images))
-        teacher = None if config.teacher is None else Teacher.load(config.teacher, config.teacher_arch)
+        teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
         with run_folder(out, description(config, images, teacher)) as finished:
             if finished is not None:
