@@ -8,6 +8,7 @@ from mgd_ssl.errors import UserError
 COMMANDS = {
     "demo": "make a small image set, pretrain a teacher and students on it, print their table",
     "pretrain": "pretrain a student with MoCo v2, guided by a teacher through MGD",
+    "report": "write an HTML report on runs, side by side",
     "bench": "measure the training step against the bare networks",
 }
 
@@ -35,6 +36,10 @@ def _run(command: str, args: list[str]) -> int:
         from mgd_ssl.demo import main as demo
 
         return demo(args)
+    if command == "report":
+        from mgd_ssl.report import main as report
+
+        return report(args)
     if command == "bench":
         from mgd_ssl.bench import main as bench
 
