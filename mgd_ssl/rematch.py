@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,9 +95,11 @@ def save_costs(path: Path, costs: Sequence[Tensor], epoch: int) -> None:
     Raises:
         TrainingError: when the file cannot be written.
     """
-    stages = {f"stage{i}": cost.cpu().numpy().astype(np.float16) for i, cost in enumerate(costs, start=1)}
+    arrays: dict[str, Any] = {
+        f"stage{i}": cost.cpu().numpy().astype(np.float16) for i, cost in enumerate(costs, start=1)
+    }
     content = io.BytesIO()
-    np.savez_compressed(content, epoch=np.array(epoch), **stages)
+    np.savez_compressed(content, epoch=np.array(epoch), **arrays)
     try:
         write_whole(path, content.getvalue())
     except OSError as error:

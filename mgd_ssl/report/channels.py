@@ -66,8 +66,8 @@ def read_costs(run: Run, notes: list[str]) -> dict[int, Costs]:
     path = run.folder / "matching_costs.npz"
     if not path.is_file():
         notes.append(
-            "The run kept no matching costs (matching_costs.npz, written since version 0.1.0 at every matching update), "
-            "so cost matrices cannot be shown."
+            "The run kept no matching costs (matching_costs.npz, which a run now writes at every matching update), so "
+            "cost matrices cannot be shown."
         )
         return {}
     try:

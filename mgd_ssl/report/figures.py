@@ -21,8 +21,8 @@ from mgd_ssl.report.runs import Run
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
 LINES = ("-", "--", "-.", ":")
 POINTS = 400  # of a curve at most; longer ones are averaged
-SIZE = (6.0, 3.7)  # inches
-STYLE: dict[str, Any] = {
+SIZE = (4.9, 3.3)  # inches
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -32,7 +32,7 @@ STYLE: dict[str, Any] = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "lines.linewidth": 1.6,
     "svg.hashsalt": "mgd_ssl",  # the same figure is the same file
 }
@@ -103,18 +103,18 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     found = [knn_picture(runs, protocol) for protocol in protocols(runs)]
     guided = any(run.teacher is not None for run in runs)
     plots: list[tuple[str, str, str, Callable[[Run, dict[str, Any]], float], bool, bool]] = [
-        ("Loss", "loss", "what is optimised: contrastive + mgd.weight × distillation",
+        ("Loss", "loss", "What is optimised: contrastive + mgd.weight × distillation",
          lambda run, row: row["loss"], guided, True),
-        ("Contrastive term", "InfoNCE", "the contrastive term of the loss",
+        ("Contrastive term", "InfoNCE", "",
          lambda run, row: row["contrastive"], False, True),
-        ("Distillation term", "mgd.weight × distillation", "the distillation term as it enters the loss",
+        ("Distillation term", "mgd.weight × distillation", "As it enters the loss",
          lambda run, row: run.config["mgd"]["weight"] * row["distillation"], True, guided),
-        ("Queries nearest to their own key", "share (%)", "share of queries nearer to their key than to the queue",
+        ("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the whole queue",
          lambda run, row: 100 * row["accuracy"], False, True),
         ("Learning rate", "learning rate", "", lambda run, row: row["lr"], False, True),
-        ("Speed", "images/s", "pauses for k-NN, matching and checkpoints left out",
+        ("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
          lambda run, row: row["images_per_second"], False, True),
-        ("Waiting for data", "share of time (%)", "share of the time a step waits for its images",
+        ("Waiting for data", "share of time (%)", "Share of the time that steps wait for their images",
          lambda run, row: 100 * row["data_wait"], False, True),
     ]  # fmt: skip
     for title, unit, caption, value, log_scale, wanted in plots:
@@ -158,7 +158,8 @@ def legend(figure: Figure, axes: Axes) -> None:
     """Below the axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = 1 if max(map(len, labels)) > 30 else 3 if max(map(len, labels)) < 16 else 2
+        longest = max(map(len, labels))
+        columns = 4 if longest < 9 else 3 if longest < 16 else 2 if longest < 30 else 1
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
 
 
@@ -217,7 +218,7 @@ def matching_pictures(run: Run) -> list[Picture]:
         costs = picture(
             figure,
             "Mean cost of a matched pair at every matching update, a line a stage",
-            "squared distance of L2-normalised maps, from 0 to 4, mean over matched pairs and images; "
+            "Squared distance of L2-normalised maps, from 0 to 4, mean over matched pairs and images; "
             "× by the old assignment, ● by the new one",
         )
     return [costs] if len(rows) < 2 else [costs, moved_picture(run, rows[1:])]
@@ -237,8 +238,7 @@ def moved_picture(run: Run, rows: Sequence[dict[str, Any]]) -> Picture:
         return picture(
             figure,
             "Share of teacher channels that went to another student channel at every update, a line a stage",
-            "teacher channels that went to another student channel; the first update, which has none before it, left "
-            "out",
+            "Teacher channels that went to another student channel, at every update but the first",
         )
 
 

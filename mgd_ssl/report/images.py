@@ -53,7 +53,7 @@ def view_pictures(runs: Sequence[Run], folders: Folders, notes: list[str]) -> li
         data = {key: value for key, value in run.config["data"].items() if key not in ("workers", "max_unreadable")}
         batch = run.config["optim"]["batch_size"]
         kinds.setdefault((str(data), str(run.data), str(run.seed), str(batch)), []).append(run)
-    pictures = []
+    pictures: list[Picture] = []
     for same in kinds.values():
         names = ", ".join(run.name for run in same)
         if len(pictures) == MAX_GRIDS:
@@ -164,7 +164,7 @@ def encoder_features(
         return extract_features(network, images, labels, indices, runtime, image_size=config.data.image_size)
 
 
-def principal_components(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def principal_components(values: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The first two [n, 2], each with a positive largest weight, and the share of the variance each explains [2]."""
     centred = values - values.mean(axis=0)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
@@ -177,13 +177,13 @@ def principal_components(values: NDArray[np.float32]) -> tuple[NDArray[np.float3
 def embedding_figure(name: str, features: Features, class_names: Sequence[str]) -> Picture:
     """The scatter plot."""
     points, shares = principal_components(features.values)
-    with drawn((6.0, 5.6)) as figure:
+    with drawn((4.9, 5.0)) as figure:
         axes = figure.subplots()
         classes = np.unique(features.labels)
         for i, index in enumerate(classes):
             of_class = points[features.labels == index]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
-            axes.scatter(*of_class.T, s=13, alpha=0.75, color=colour, marker=marker, linewidths=0,
+            axes.scatter(of_class[:, 0], of_class[:, 1], s=13, alpha=0.75, color=colour, marker=marker, linewidths=0,
                          label=label(class_names[index], 18))  # fmt: skip
         axes.set(xlabel=f"first component ({shares[0]:.0%} of variance)", title=label(name))
         axes.set_ylabel(f"second component ({shares[1]:.0%} of variance)")

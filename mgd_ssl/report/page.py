@@ -55,6 +55,7 @@ def page(runs: Sequence[Run], table: Sequence[Row]) -> str:
     )  # fmt: skip
     return templates.get_template(TEMPLATE).render(
         title="mgd_ssl report: " + ", ".join(run.name for run in runs),
+        heading=", ".join(run.name for run in runs) if len(runs) < 5 else f"{len(runs)} runs",
         runs=runs,
         tables=tables_by_protocol(table),
         curves=curves(runs),

@@ -82,7 +82,7 @@ def recipe_groups(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:
     A teacher that is itself one of the runs counts by its recipe: students of several seeds may each have a teacher
     of their own seed. A run that is not finished, or repeats a seed, stands alone.
     """
-    by_encoder = {run.encoder_hash: run for run in runs if run.encoder_hash}
+    by_encoder = {run.encoder_hash: run for run in runs if run.encoder_hash is not None}
     groups: dict[str, tuple[Any, ...]] = {}
     seen: set[tuple[Any, ...]] = set()
     for run in runs:
@@ -93,7 +93,7 @@ def recipe_groups(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:
     return groups
 
 
-def recipe(run: Run, by_encoder: dict[str | None, Run], depth: int = 0) -> tuple[Any, ...]:
+def recipe(run: Run, by_encoder: dict[str, Run], depth: int = 0) -> tuple[Any, ...]:
     """Settings that decide a result, but the seed."""
     free = tuple(key for key in FREE_TO_CHANGE)
     settings = sorted(
@@ -142,7 +142,7 @@ def baselines(runs: Sequence[Run]) -> Iterable[Measurement]:
     for run in runs:
         for row in run.rows("knn")[-1:]:
             where = (row["protocol"], *data_key(run))
-            found = []
+            found: list[tuple[Any, ...]] = []
             if "random_top1" in row:
                 group: tuple[Any, ...] = ("random", run.student, *where)
                 found.append((group, run.student, "random", 0, top(row, "random_"), (group, run.seed)))
