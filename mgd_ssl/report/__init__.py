@@ -10,7 +10,7 @@ import tyro
 from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import UserError
-from mgd_ssl.report.page import page
+from mgd_ssl.report.page import render
 from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.tables import full_frame, markdown, rows, short_frame
 
@@ -49,7 +49,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     contents = {
         out.with_name(f"{out.stem}_table.md"): markdown(short_frame(table)),
         out.with_name(f"{out.stem}_table.csv"): full_frame(table).to_csv(index=False),
-        out: page(runs, table),
+        out: render(runs, table),
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,8 @@ def check_writable(out: Path) -> None:
     """Raise UserError where it is plain that `out` cannot be written, before the work is done."""
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out is {out}: give a file name that ends in .html")
-    if out.is_dir():
+    if os.path.isdir(out):  # not Path.is_dir, which raises for some names
         raise UserError(f"{out} is a folder: choose another --out")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
+    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{out} cannot be written ({above} is no folder one may write to): choose another --out")

@@ -136,12 +136,14 @@ def train_picture(
     """One quantity of the train rows over epochs; `runs` come with their index in the report."""
     with drawn() as figure:
         axes = figure.subplots()
+        has_logarithm = False
         for i, run in runs:
             rows = run.rows("train")
             x, y = thinned(epochs_of(run, rows), [value(run, row) for row in rows])
+            has_logarithm |= any(v > 0 for v in y)
             axes.plot(x, y, label=label(run.name), **look(i), **dots(x))
         axes.set(xlabel="epochs", ylabel=unit, title=title)
-        if log_scale:
+        if log_scale and has_logarithm:
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
@@ -179,27 +181,28 @@ def knn_picture(runs: Sequence[Run], protocol: str) -> Picture:
 
 
 def draw_knn(runs: Sequence[Run], protocol: str, axes: Axes) -> None:
-    """k-NN top-1 over epochs; dashed the teachers, dotted the random encoders, each value once."""
+    """k-NN top-1 over epochs; dashed the teachers, dotted the random encoders."""
     for i, run in enumerate(runs):
         rows = [row for row in run.rows("knn") if row["protocol"] == protocol]
         top1 = [row["top1"] for row in rows]
         if rows:
             axes.plot(epochs_of(run, rows), top1, label=label(run.name), marker="o", markersize=3.5, **look(i))
     for key, name, line in (("teacher_top1", "teacher", "--"), ("random_top1", "random", ":")):
-        for value, model in reference_lines(runs, protocol, key).items():
+        for model, value in reference_lines(runs, protocol, key):
             axes.axhline(value, color="#555555", linestyle=line, linewidth=1.1, label=label(f"{name} {model}"))
     axes.set(xlabel="epochs", ylabel="k-NN top-1 (%)", ylim=(0, 100))
 
 
-def reference_lines(runs: Sequence[Run], protocol: str, key: str) -> dict[float, str]:
-    """Accuracies of teachers or random encoders, and whose they are."""
-    lines: dict[float, str] = {}
+def reference_lines(runs: Sequence[Run], protocol: str, key: str) -> list[tuple[str, float]]:
+    """`(architecture, accuracy)` of every teacher file, or of random encoders as the mean over seeds."""
+    values: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for row in run.rows("knn")[-1:]:
             if row["protocol"] == protocol and key in row:
-                model = run.student if key == "random_top1" or run.teacher is None else run.teacher["arch"]
-                lines.setdefault(row[key], model)
-    return lines
+                teacher = run.teacher or {"arch": run.student, "sha256": ""}
+                network = (run.student, "") if key == "random_top1" else (teacher["arch"], teacher["sha256"])
+                values.setdefault(network, []).append(row[key])
+    return [(model, float(np.mean(found))) for (model, _), found in values.items()]
 
 
 # matching over a run

@@ -45,7 +45,7 @@ class Matching:
     notes: list[str] = field(default_factory=list)
 
 
-def page(runs: Sequence[Run], table: Sequence[Row]) -> str:
+def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
     """The report as HTML."""
     folders = Folders()
     differences = differing([without_out(run.config) for run in runs])

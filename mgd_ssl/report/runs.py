@@ -16,6 +16,11 @@ from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.weights import sha256_of
 
 Rows = list[dict[str, Any]]
+REQUIRED = {
+    "train": ("epoch", "loss", "contrastive", "distillation", "accuracy", "lr", "images_per_second", "data_wait"),
+    "knn": ("top1", "top5", "protocol"),
+    "matching": ("epoch",),
+}  # what the report reads of a row of metrics.jsonl; other kinds are not its business
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,8 @@ def read_run(folder: Path, name: str) -> Run:
             (folder / "result.json").is_file(),
         )  # fmt: skip
         if run.metrics:
-            _ = run.state, run.student, run.seed  # what every part of the report asks for
+            # what the other parts of the report ask for
+            _ = run.state, run.student, run.seed, run.config["data"], run.config["mgd"]["weight"]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -162,7 +168,10 @@ def read_metrics(path: Path) -> Rows:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rows.append({**row, "kind": row["kind"], "step": row["step"]})
+            missing = [key for key in ("kind", "step", *REQUIRED.get(row["kind"], ())) if key not in row]
+            if missing:
+                raise KeyError(missing[0])
+            rows.append(row)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
                 raise UserError(f"line {number} of {path} is damaged: mend or remove it") from error
