@@ -184,7 +184,7 @@ def test_mean_and_deviation_over_seeds(copied: Make, tmp_path: Path) -> None:
     linear = csv[csv["evaluation"] == "linear evaluation"]
     assert linear["top1"].item() == pytest.approx(probes.mean())
     assert linear["top1_deviation"].item() == pytest.approx(probes.mean(axis=1).std(ddof=1))
-    assert linear["over"].item() == "3 runs × 2 seeds of the evaluation"
+    assert linear["over"].item() == "3 runs × 2 values"
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in (tmp_path / "out/report_table.md").read_text()
     assert any(row[4:5] == [f"{np.mean(values):.1f}± {np.std(values, ddof=1):.1f}"] for row in Cells(page).rows)
 
@@ -265,6 +265,7 @@ def test_published_numbers_stand_apart(tmp_path: Path, config: str, top1: float,
     assert (row["top1"], row["top5"]) == (top1, top5)
     assert row["source"].startswith("https://github.com/kaiyuyue/mgd")
     assert csv[csv["origin"] == "measured"]["top1"].tolist() == [50.0]
+    assert csv["origin"].tolist() == ["measured", "published"]
     cells = next(row for row in Cells(page).rows if f"{top1}" in row)
     assert "published, not measured here" in cells[-1]
     assert "Published for the same recipe" in page

@@ -159,12 +159,12 @@ def assignment_picture(stage: int, assignment: Assignment, costs: Costs | None, 
             figure.colorbar(points, label="mean cost of the pair (0 to 4)")
         width = int(assignment.max()) + 1 if costs is None else costs.shape[1]
         axes.set(xlim=(0, width), ylim=(len(ordered), 0), title=f"Stage {stage}: assignment")
-        axes.set(xlabel="teacher channel, as numbered", ylabel="student channels, ordered")
-        order = "as numbered" if costs is None else "in the order of the cost matrix"
+        order = ", as numbered" if costs is None else "s, in the order of the costs"
+        axes.set(xlabel="teacher channel, as numbered", ylabel=f"student channel{order}")
         return picture(
             figure,
             f"Assignment of stage {stage}: a point where a teacher channel feeds a student channel",
-            f"{ordered.size} teacher channels feed {len(ordered)} student channels ({order}), {ordered.shape[1]} each",
+            f"{ordered.size} teacher channels feed {len(ordered)} student channels, {ordered.shape[1]} each",
             pixels=True,
         )
 

@@ -84,7 +84,7 @@ def view_picture(run: Run, names: str, folders: Folders) -> Picture:
         axes = figure.subplots()
         axes.imshow(np.vstack(rows), interpolation="nearest")
         height = size + GAP
-        axes.set_yticks([height * (i + 0.5) for i in range(3)], ["image", "query", "key"])
+        axes.set_yticks([height * (i + 0.5) for i in range(3)], ["image", "query", "key"], fontsize=15)
         axes.set_xticks([])
         axes.grid(False)
         axes.tick_params(length=0)

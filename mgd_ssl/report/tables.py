@@ -171,22 +171,22 @@ def teacher_name(run: Run) -> str:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """The table: linear evaluations first, each protocol together, published numbers last."""
+    """The table, each protocol together: linear evaluations, the published ones, then the rest."""
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for measurement in measurements(runs):
         groups.setdefault(measurement.group, []).append(measurement)
     measured = [summary(group) for group in groups.values()]
-    protocols = list(dict.fromkeys((row.kind, row.protocol) for row in measured))
-    protocols.sort(key=lambda protocol: protocol[0] != "linear")  # stable
-    measured.sort(key=lambda row: protocols.index((row.kind, row.protocol)))
-    return measured + published_rows(runs)
+    protocols = list(dict.fromkeys(row.protocol for row in measured))
+    measured.sort(key=lambda row: protocols.index(row.protocol))
+    linear = [row for row in measured if row.kind == "linear"]
+    return [*linear, *published_rows(runs), *(row for row in measured if row.kind != "linear")]
 
 
 def summary(group: Sequence[Measurement]) -> Row:
     """Mean and deviation over runs, or over the values of one run's evaluation."""
     first = group[0]
     counts = {len(values) for m in group for values in m.values.values()}
-    repeats = f" × {max(counts)} seeds of the evaluation" if max(counts, default=1) > 1 else ""
+    repeats = f" × {max(counts)} values" if max(counts, default=1) > 1 else ""
     over = f"{len(group)} run{'s' if len(group) > 1 else ''}{repeats}"
     return Row(
         first.model, first.method, first.teacher, first.epochs, first.kind, first.protocol,
