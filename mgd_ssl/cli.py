@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "make a small image set, pretrain a teacher and students on it, print their table",
     "pretrain": "pretrain a student with MoCo v2, guided by a teacher through MGD",
     "knn": "k-NN accuracy of a trained backbone on a labelled folder",
+    "report": "write an HTML report on runs, side by side",
     "bench": "measure the training step against the bare networks",
 }
 
@@ -40,6 +41,10 @@ def _run(command: str, args: list[str]) -> int:
         from mgd_ssl.knn_command import main as knn
 
         return knn(args)
+    if command == "report":
+        from mgd_ssl.report import main as report
+
+        return report(args)
     if command == "bench":
         from mgd_ssl.bench import main as bench
 

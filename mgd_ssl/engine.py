@@ -20,7 +20,7 @@ from mgd_ssl.knn import Accuracy
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo, Losses
 from mgd_ssl.monitor import KNNMonitor
-from mgd_ssl.rematch import update_matching
+from mgd_ssl.rematch import save_costs, update_matching
 from mgd_ssl.runtime import Runtime, StopRequest
 from mgd_ssl.schedule import learning_rate, matching_epochs
 from mgd_ssl.skipped import SkippedFiles
@@ -275,6 +275,7 @@ class Trainer:
             workers=self.workers,
             measure_margins=mgd.margin == "measured",
             report=self.skipped.note,
+            keep=lambda costs: save_costs(log.folder / "matching_costs.npz", costs, epoch),
         )
         row: dict[str, Any] = {"epoch": epoch, "seconds": time.monotonic() - started}
         for i, change in enumerate(changes, start=1):

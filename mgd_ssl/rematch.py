@@ -1,12 +1,17 @@
 """A matching update: both networks look at a fixed set of images, and the assignments are solved anew."""
 
+import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.data import CentreCrops, Unreadable, batches, chunks
+from mgd_ssl.errors import TrainingError
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import StageMatch
@@ -27,6 +32,7 @@ def update_matching(
     workers: int,
     measure_margins: bool,
     report: Callable[[Sequence[Unreadable]], None],
+    keep: Callable[[Sequence[Tensor]], None] = lambda costs: None,
 ) -> list[StageMatch]:
     """Match the student's channels anew; the same assignments end on every rank.
 
@@ -43,6 +49,7 @@ def update_matching(
         workers: data processes.
         measure_margins: replace the margins by those measured on the way.
         report: told of unreadable images.
+        keep: given the mean costs [C_s, C_t] of every stage, on rank 0 alone.
     """
     mgd = method.mgd
     assert mgd is not None
@@ -61,8 +68,13 @@ def update_matching(
     for total in statistics.tensors():
         sum_over_ranks(total)
 
-    # one rank solves, all receive
-    changes = on_rank_zero(lambda: mgd.rematch(statistics.mean_costs()))
+    def solve() -> list[StageMatch]:
+        costs = statistics.mean_costs()
+        changes = mgd.rematch(costs)
+        keep(costs)
+        return changes
+
+    changes = on_rank_zero(solve)  # one rank solves, all receive
     if measure_margins:
         mgd.set_margins([margin.margin() for margin in statistics.margins])
     for assignment in mgd.assignments:
@@ -75,3 +87,22 @@ def share_norm_statistics(network: nn.Module) -> None:
     """Overwrite buffers (BatchNorm statistics) with those of rank 0, which are the ones that are saved."""
     for buffer in network.buffers():
         broadcast(buffer)
+
+
+def save_costs(path: Path, costs: Sequence[Tensor], epoch: int) -> None:
+    """Write the mean costs of an update for the report: `stage1`, ... [C_s, C_t] as float16, and `epoch`.
+
+    Raises:
+        TrainingError: when the file cannot be written.
+    """
+    arrays: dict[str, Any] = {
+        f"stage{i}": cost.cpu().numpy().astype(np.float16) for i, cost in enumerate(costs, start=1)
+    }
+    content = io.BytesIO()
+    np.savez_compressed(content, epoch=np.array(epoch), **arrays)
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror}): make room, then run the same command again"
+        ) from error

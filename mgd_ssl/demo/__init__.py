@@ -12,9 +12,11 @@ from rich.table import Table
 
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.demo.images import SPLITS, TEXTURES, make_image_set
-from mgd_ssl.demo.results import draw, records, summarised, write_tables
+from mgd_ssl.demo.results import draw, summarised, write_tables
 from mgd_ssl.errors import UserError
 from mgd_ssl.pretrain import pretrain
+from mgd_ssl.report import write_report
+from mgd_ssl.report.runs import read_runs
 
 NETWORKS = {"cpu": ("thin_resnet14", "thin_resnet10"), "cuda": ("resnet50", "resnet18")}  # teacher, student
 IMAGE_SIZE = {"cpu": 48, "cuda": 96}
@@ -45,13 +47,17 @@ def main(argv: Sequence[str]) -> int:
     use_gpu = config.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if use_gpu else "cpu"
     console = Console()
-    runs = [run for seed in seeds(config) for run in one_seed(config, seed, device, console)]
-    rows = summarised(records(runs, num_classes=len(TEXTURES)))
+    folders = [folder for seed in seeds(config) for folder in one_seed(config, seed, device, console)]
+    runs = read_runs(folders)
+    rows = summarised(runs, num_classes=len(TEXTURES))
     write_tables(rows, config.out)
-    draw(runs, config.out / "images", config.out / "demo.png")
+    first = [run for run in runs if run.seed == config.seed]
+    draw(first, config.out / "images" / f"seed{config.seed}" / "val", config.out / "demo.png")
     show(rows, console)
     console.print(explanation(config, device), highlight=False)
+    report, *_ = write_report(folders, config.out / "report.html")
     console.print(f"Saved: {config.out}/table.md, table.csv, demo.png; runs in {config.out}/runs", highlight=False)
+    console.print(f"Report on these runs, for a browser: {report}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -60,18 +66,17 @@ def seeds(config: DemoConfig) -> range:
     return range(config.seed, config.seed + (3 if config.full else 1))
 
 
-def one_seed(config: DemoConfig, seed: int, device: str, console: Console) -> Iterator[dict[str, Any]]:
+def one_seed(config: DemoConfig, seed: int, device: str, console: Console) -> Iterator[Path]:
     """Teacher and students of one seed, each through the same `pretrain` as any run; yields where they are."""
     images = image_set(config.out / "images" / f"seed{seed}", seed, IMAGE_SIZE[device], console)
     teacher_arch, student_arch = NETWORKS[device]
     teacher_epochs, student_lengths = (40, (5, 20)) if config.full else (12, (5,))
     folder = config.out / "runs" / f"{'full' if config.full else 'short'}_seed{seed}"
 
-    def run(name: str, arch: str, epochs: int, teacher: Path | None, title: str) -> dict[str, Any]:
+    def run(name: str, arch: str, epochs: int, teacher: Path | None, title: str) -> Path:
         console.print(f"[bold]{title}[/bold]", highlight=False)
         pretrain(**settings(images, folder / name, arch, epochs, teacher, seed, device))
-        method = "MoCo v2" if teacher is None else "MoCo v2 + MGD"
-        return {"folder": folder / name, "model": arch, "method": method, "epochs": epochs, "seed": seed}
+        return folder / name
 
     yield run(
         "teacher", teacher_arch, teacher_epochs, None, f"Teacher: {teacher_arch}, MoCo v2, {teacher_epochs} epochs"

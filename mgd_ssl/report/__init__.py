@@ -1,0 +1,71 @@
+"""`mgd-ssl report RUN...`: runs side by side in one HTML file, and their table as Markdown and CSV."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mgd_ssl.checkpoint import write_whole
+from mgd_ssl.config import Settings, parse
+from mgd_ssl.errors import UserError
+from mgd_ssl.report.page import render
+from mgd_ssl.report.runs import read_runs
+from mgd_ssl.report.tables import full_frame, markdown, rows, short_frame
+
+
+class ReportConfig(Settings):
+    """Put runs side by side: accuracies, curves, matching, views and settings in one HTML file.
+
+    The file needs no network. The table also goes to <out>_table.md and <out>_table.csv beside it.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ()
+    """Folders of runs, finished or not; what was --out of `mgd-ssl pretrain`."""
+    out: Path = Path("report.html")
+    """File to write."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report and say where it lies."""
+    config = parse(ReportConfig, argv, "mgd-ssl report")
+    if not config.runs:
+        raise UserError("no run is given: pass the folders of one or more runs, as in mgd-ssl report runs/r18")
+    for path in write_report(config.runs, config.out):
+        print(path)
+    return 0
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Report on the runs in these folders; returns the page and the two files with its table.
+
+    Raises:
+        UserError: when a folder holds no run or is damaged, or `out` cannot be written; then nothing is.
+    """
+    check_writable(out)
+    runs = read_runs(folders)
+    table = rows(runs)
+    contents = {
+        out.with_name(f"{out.stem}_table.md"): markdown(short_frame(table)),
+        out.with_name(f"{out.stem}_table.csv"): full_frame(table).to_csv(index=False),
+        out: render(runs, table),
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in contents.items():
+            write_whole(path, content.encode())
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
+    return list(reversed(contents))
+
+
+def check_writable(out: Path) -> None:
+    """Raise UserError where it is plain that `out` cannot be written, before the work is done."""
+    if out.suffix not in (".html", ".htm"):
+        raise UserError(f"--out is {out}: give a file name that ends in .html")
+    if os.path.isdir(out):  # not Path.is_dir, which raises for some names
+        raise UserError(f"{out} is a folder: choose another --out")
+    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{out} cannot be written ({above} is no folder one may write to): choose another --out")

@@ -1,0 +1,264 @@
+"""Curves of runs, and pictures as data that a page can carry inside itself."""
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mgd_ssl.report.runs import Run
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
+LINES = ("-", "--", "-.", ":")
+POINTS = 400  # of a curve at most; longer ones are averaged
+SIZE = (4.9, 3.3)  # inches
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "mgd_ssl",  # the same figure is the same file
+}
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page."""
+
+    source: str  # data URI
+    alt: str
+    caption: str = ""
+
+
+@contextmanager
+def drawn(size: tuple[float, float] = SIZE) -> Iterator[Figure]:
+    """A figure in the report's style; closed to nothing global."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # run names may hold any script
+        yield Figure(figsize=size, layout="constrained")
+
+
+def picture(figure: Figure, alt: str, caption: str = "", *, pixels: bool = False) -> Picture:
+    """A figure as a data URI: SVG, or PNG for what consists of pixels. Call it inside `drawn`."""
+    content = io.BytesIO()
+    if pixels:
+        figure.savefig(content, format="png", dpi=170)
+    else:
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    kind = "png" if pixels else "svg+xml"
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", alt, caption)
+
+
+def label(name: str, length: int = 44) -> str:
+    """A name as matplotlib may show it: no formulas, not hidden for its underscore, not too long."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    if len(name) > length:
+        name = f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour and line style of the run at an index, the same in all figures."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> Curve:
+    """At most `POINTS` points, each the mean over its part of the curve."""
+    if len(x) <= POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), POINTS)
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    return [float(xs[part].mean()) for part in parts], [float(ys[part].mean()) for part in parts]
+
+
+def epochs_of(run: Run, rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Where these rows stand on the axis of epochs."""
+    return [row["step"] / run.steps_per_epoch for row in rows]
+
+
+# curves
+
+
+def curves(runs: Sequence[Run]) -> list[Picture]:
+    """All curves of training, those of all runs in one pair of axes."""
+    found = [knn_picture(runs, protocol) for protocol in protocols(runs)]
+    guided = any(run.teacher is not None for run in runs)
+    plots: list[tuple[str, str, str, Callable[[Run, dict[str, Any]], float], bool, bool]] = [
+        ("Loss", "loss", "What is optimised: contrastive + mgd.weight × distillation",
+         lambda run, row: row["loss"], guided, True),
+        ("Contrastive term", "InfoNCE", "",
+         lambda run, row: row["contrastive"], False, True),
+        ("Distillation term", "mgd.weight × distillation", "As it enters the loss",
+         lambda run, row: run.config["mgd"]["weight"] * row["distillation"], True, guided),
+        ("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the whole queue",
+         lambda run, row: 100 * row["accuracy"], False, True),
+        ("Learning rate", "learning rate", "", lambda run, row: row["lr"], False, True),
+        ("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
+         lambda run, row: row["images_per_second"], False, True),
+        ("Waiting for data", "share of time (%)", "Share of the time that steps wait for their images",
+         lambda run, row: 100 * row["data_wait"], False, True),
+    ]  # fmt: skip
+    for title, unit, caption, value, log_scale, wanted in plots:
+        only_guided = title == "Distillation term"
+        chosen = [(i, run) for i, run in enumerate(runs) if run.teacher is not None or not only_guided]
+        if wanted and any(run.rows("train") for _, run in chosen):
+            found.append(train_picture(chosen, title, unit, caption, value, log_scale))
+    return found
+
+
+def train_picture(
+    runs: Sequence[tuple[int, Run]],
+    title: str,
+    unit: str,
+    caption: str,
+    value: Callable[[Run, dict[str, Any]], float],
+    log_scale: bool,
+) -> Picture:
+    """One quantity of the train rows over epochs; `runs` come with their index in the report."""
+    with drawn() as figure:
+        axes = figure.subplots()
+        has_logarithm = False
+        for i, run in runs:
+            rows = run.rows("train")
+            x, y = thinned(epochs_of(run, rows), [value(run, row) for row in rows])
+            has_logarithm |= any(v > 0 for v in y)
+            axes.plot(x, y, label=label(run.name), **look(i), **dots(x))
+        axes.set(xlabel="epochs", ylabel=unit, title=title)
+        if log_scale and has_logarithm:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        legend(figure, axes)
+        return picture(figure, f"{title} ({unit}) over epochs, a line a run", caption)
+
+
+def dots(x: Sequence[float]) -> dict[str, Any]:
+    """Markers for curves of few points."""
+    return {"marker": "o", "markersize": 3} if len(x) < 25 else {}
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Below the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        longest = max(map(len, labels))
+        columns = 4 if longest < 9 else 3 if longest < 16 else 2 if longest < 30 else 1
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
+
+
+def protocols(runs: Sequence[Run]) -> list[str]:
+    """The k-NN protocols of these runs."""
+    return list(dict.fromkeys(row["protocol"] for run in runs for row in run.rows("knn")))
+
+
+def knn_picture(runs: Sequence[Run], protocol: str) -> Picture:
+    """k-NN top-1 under one protocol, between the teachers' and the random encoders' lines."""
+    with drawn() as figure:
+        axes = figure.subplots()
+        draw_knn(runs, protocol, axes)
+        axes.set_title("k-NN of frozen features")
+        legend(figure, axes)
+        return picture(figure, "k-NN top-1 accuracy over epochs with the lines of teacher and random encoder", protocol)
+
+
+def draw_knn(runs: Sequence[Run], protocol: str, axes: Axes) -> None:
+    """k-NN top-1 over epochs; dashed the teachers, dotted the random encoders."""
+    for i, run in enumerate(runs):
+        rows = [row for row in run.rows("knn") if row["protocol"] == protocol]
+        top1 = [row["top1"] for row in rows]
+        if rows:
+            axes.plot(epochs_of(run, rows), top1, label=label(run.name), marker="o", markersize=3.5, **look(i))
+    for key, name, line in (("teacher_top1", "teacher", "--"), ("random_top1", "random", ":")):
+        for model, value in reference_lines(runs, protocol, key):
+            axes.axhline(value, color="#555555", linestyle=line, linewidth=1.1, label=label(f"{name} {model}"))
+    axes.set(xlabel="epochs", ylabel="k-NN top-1 (%)", ylim=(0, 100))
+
+
+def reference_lines(runs: Sequence[Run], protocol: str, key: str) -> list[tuple[str, float]]:
+    """`(architecture, accuracy)` of every teacher file, or of random encoders as the mean over seeds."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for row in run.rows("knn")[-1:]:
+            if row["protocol"] == protocol and key in row:
+                teacher = run.teacher or {"arch": run.student, "sha256": ""}
+                network = (run.student, "") if key == "random_top1" else (teacher["arch"], teacher["sha256"])
+                values.setdefault(network, []).append(row[key])
+    return [(model, float(np.mean(found))) for (model, _), found in values.items()]
+
+
+# matching over a run
+
+
+def matching_pictures(run: Run) -> list[Picture]:
+    """Costs before and after every update, and the share of channels that moved; empty without updates."""
+    rows = run.rows("matching")
+    if not rows:
+        return []
+    with drawn() as figure:
+        axes = figure.subplots()
+        draw_matching(run, axes)
+        axes.set_title("Cost of a matched pair")
+        legend(figure, axes)
+        costs = picture(
+            figure,
+            "Mean cost of a matched pair at every matching update, a line a stage",
+            "Squared distance of L2-normalised maps, from 0 to 4, mean over matched pairs and images; "
+            "× by the old assignment, ● by the new one",
+        )
+    return [costs] if len(rows) < 2 else [costs, moved_picture(run, rows[1:])]
+
+
+def moved_picture(run: Run, rows: Sequence[dict[str, Any]]) -> Picture:
+    """Share of channels reassigned at every update but the first."""
+    with drawn() as figure:
+        axes = figure.subplots()
+        for i, stage in enumerate(stages(rows)):
+            y = [100 * row[f"stage{stage}_changed"] for row in rows]
+            axes.plot([row["epoch"] for row in rows], y, marker="o", markersize=4, label=f"stage {stage}", **look(i))
+        axes.set(xlabel="epochs", ylabel="channels reassigned (%)", title="Share of channels reassigned")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, axes)
+        return picture(
+            figure,
+            "Share of teacher channels that went to another student channel at every update, a line a stage",
+            "Teacher channels that went to another student channel, at every update but the first",
+        )
+
+
+def draw_matching(run: Run, axes: Axes) -> None:
+    """Mean cost of a matched pair by stage: the old assignment before each update, the new one after it."""
+    rows = run.rows("matching")
+    for i, stage in enumerate(stages(rows)):
+        epochs = [row["epoch"] for row in rows]
+        colour = look(i)["color"]
+        after = [row[f"stage{stage}_cost_after"] for row in rows]
+        before = [row[f"stage{stage}_cost_before"] for row in rows]
+        axes.plot(epochs, after, marker="o", markersize=4, color=colour, label=f"stage {stage}")
+        axes.plot(epochs, [math.nan if v is None else v for v in before], "x", markersize=5, color=colour)
+    axes.set(xlabel="epochs", ylabel="mean cost of a matched pair")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def stages(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Numbers of the stages these matching rows tell of."""
+    return [stage for stage in range(1, 100) if f"stage{stage}_cost_after" in rows[0]]

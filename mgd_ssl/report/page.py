@@ -1,0 +1,121 @@
+"""The page: everything about some runs in one HTML file that needs nothing else."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mgd_ssl.environment import environment
+from mgd_ssl.report.channels import StageReport, stage_reports
+from mgd_ssl.report.figures import Picture, curves, matching_pictures
+from mgd_ssl.report.images import Folders, embedding_pictures, view_pictures
+from mgd_ssl.report.runs import Run
+from mgd_ssl.report.tables import KIND_NAMES, Row, differing, side_by_side
+
+TEMPLATE = "page.html"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one protocol, or published ones."""
+
+    title: str
+    caption: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures, and notes on those that are missing."""
+
+    pictures: list[Picture]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """All about the matching of one run."""
+
+    name: str
+    pictures: list[Picture]
+    stages: list[StageReport]
+    notes: list[str] = field(default_factory=list)
+
+
+def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
+    """The report as HTML."""
+    folders = Folders()
+    differences = differing([without_out(run.config) for run in runs])
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return templates.get_template(TEMPLATE).render(
+        title="mgd_ssl report: " + ", ".join(run.name for run in runs),
+        heading=", ".join(run.name for run in runs) if len(runs) < 5 else f"{len(runs)} runs",
+        runs=runs,
+        tables=tables_by_protocol(table),
+        curves=curves(runs),
+        matchings=[matching(run) for run in runs if run.teacher is not None],
+        views=section(view_pictures, runs, folders),
+        embeddings=section(embedding_pictures, runs, folders),
+        differences=differences,
+        environments=environment_rows(runs),
+        configs=[(run.name, json.dumps(run.config, indent=2)) for run in runs],
+        made_with=environment(),
+    )
+
+
+def without_out(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the folder, which always differs."""
+    return {key: value for key, value in config.items() if key != "out"}
+
+
+def tables_by_protocol(table: Sequence[Row]) -> list[Table]:
+    """One table a protocol, the published one apart."""
+    groups: dict[tuple[bool, str, str], list[Row]] = {}
+    for row in table:
+        groups.setdefault((row.is_published, row.kind, row.protocol), []).append(row)
+    return [
+        Table(
+            f"Published for the same recipe: {KIND_NAMES.get(kind, kind)}"
+            if is_published
+            else f"Measured: {KIND_NAMES.get(kind, kind)}",
+            protocol,
+            rows,
+        )
+        for (is_published, kind, protocol), rows in groups.items()
+    ]
+
+
+def section(
+    draw: Callable[[Sequence[Run], Folders, list[str]], list[Picture]], runs: Sequence[Run], folders: Folders
+) -> Section:
+    """What `draw` draws, and what it says is missing."""
+    notes: list[str] = []
+    return Section(draw(runs, folders, notes), notes)
+
+
+def matching(run: Run) -> Matching:
+    """The matching of a guided run."""
+    notes: list[str] = []
+    stages = stage_reports(run, notes)
+    return Matching(run.name, matching_pictures(run), stages, notes)
+
+
+def environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+    """`(key, value of every run, whether they differ)` of versions, machine, images and teacher."""
+    columns = [
+        {
+            **run.environment,
+            "images": run.data["num_images"],
+            "images' names (hash)": run.data["fingerprint"][:12],
+            "teacher": run.teacher and run.teacher["arch"],
+            "teacher file (sha256)": run.teacher and run.teacher["sha256"][:12],
+        }
+        for run in runs
+    ]
+    return [(key, values, len(set(values)) > 1) for key, values in side_by_side(columns)]
