@@ -1,16 +1,19 @@
 """The command `mgd-ssl`: one subcommand a job, imported only when it is called."""
 
+import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import INTERRUPTED, Interrupted, TrainingError, UserError, nearest
 
+# name: (module whose `main` takes the remaining arguments and returns an exit code, what it does)
 COMMANDS = {
-    "demo": "make a small image set, pretrain a teacher and students on it, print their table",
-    "pretrain": "pretrain a student with MoCo v2, guided by a teacher through MGD",
-    "knn": "k-NN accuracy of a trained backbone on a labelled folder",
-    "report": "write an HTML report on runs, side by side",
-    "bench": "measure the training step against the bare networks",
+    "demo": ("mgd_ssl.demo", "make a small image set, pretrain a teacher and students on it, print their table"),
+    "pretrain": ("mgd_ssl.pretrain", "pretrain a student with MoCo v2, guided by a teacher through MGD"),
+    "knn": ("mgd_ssl.knn_command", "k-NN accuracy of a trained backbone on a labelled folder"),
+    "report": ("mgd_ssl.report", "write an HTML report on runs, side by side"),
+    "bench": ("mgd_ssl.bench", "measure the training step against the bare networks"),
 }
 
 
@@ -19,66 +22,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print("usage: mgd-ssl COMMAND [OPTIONS]\n")
-        print("\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:9} {what}" for name, (_, what) in COMMANDS.items()))
         print("\nmgd-ssl COMMAND --help lists the options of a command.")
         return 0
     try:
-        return _run(args[0], args[1:])
+        if args[0] not in COMMANDS:
+            raise UserError(f"no command {args[0]!r}{nearest(args[0], list(COMMANDS))}: choose {', '.join(COMMANDS)}")
+        module, _ = COMMANDS[args[0]]
+        code: int = import_module(module).main(args[1:])
+        return code
+    except Interrupted as stopped:
+        return _fail(str(stopped), INTERRUPTED)
     except UserError as error:
-        from mgd_ssl.errors import TrainingError
-
         return _fail(str(error), 3 if isinstance(error, TrainingError) else 2)
 
 
-def _run(command: str, args: list[str]) -> int:
-    if command == "pretrain":
-        return _pretrain(args)
-    if command == "demo":
-        from mgd_ssl.demo import main as demo
-
-        return demo(args)
-    if command == "knn":
-        from mgd_ssl.knn_command import main as knn
-
-        return knn(args)
-    if command == "report":
-        from mgd_ssl.report import main as report
-
-        return report(args)
-    if command == "bench":
-        from mgd_ssl.bench import main as bench
-
-        return bench(args)
-    from mgd_ssl.errors import nearest
-
-    return _fail(f"no command {command!r}{nearest(command, list(COMMANDS))}: choose {', '.join(COMMANDS)}", 2)
-
-
-def _pretrain(args: list[str]) -> int:
-    from mgd_ssl.config import PretrainConfig, parse
-
-    config = parse(PretrainConfig, args, "mgd-ssl pretrain")
-    from mgd_ssl.pretrain import Interrupted, pretrain
-    from mgd_ssl.runtime import INTERRUPTED
-
-    try:
-        result = pretrain(config)
-    except Interrupted as stopped:
-        return _fail(str(stopped), INTERRUPTED)
-    return _say(f"finished: {result.encoder}")
-
-
-def _say(line: str) -> int:
-    import os
-
-    if os.environ.get("RANK", "0") == "0":
-        print(line)
-    return 0
-
-
 def _fail(message: str, code: int) -> int:
-    import os
-
     if os.environ.get("RANK", "0") == "0":
         print(f"mgd-ssl: {message}", file=sys.stderr)
     return code

@@ -1,5 +1,7 @@
 """Errors for the user: one sentence that names the value and the remedy, shown without a traceback."""
 
+import difflib
+
 
 class UserError(Exception):
     """Something the user can mend: a path, a setting, a full disk."""
@@ -9,9 +11,14 @@ class TrainingError(UserError):
     """Training had to stop; what was saved before stays."""
 
 
+INTERRUPTED = 75  # exit code of a program that ended with `Interrupted` (EX_TEMPFAIL: try again)
+
+
+class Interrupted(Exception):
+    """A signal stopped the work after its state was saved; the same settings continue it."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`, did you mean 'x'?` for the closest of the known words, or an empty string."""
-    import difflib
-
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {matches[0]!r}?" if matches else ""

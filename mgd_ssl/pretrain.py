@@ -2,8 +2,9 @@
 
 import fcntl
 import json
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
-from mgd_ssl.config import PretrainConfig, differences
+from mgd_ssl.config import PretrainConfig, differences, parse
 from mgd_ssl.data import ImageList
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
@@ -31,10 +32,6 @@ from moco.dist import world_size
 from moco.keyed import keyed_seed
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the same settings continue it."""
-
-
 @dataclass(frozen=True)
 class PretrainResult:
     """What a finished run leaves; also its `result.json`."""
@@ -44,6 +41,14 @@ class PretrainResult:
     epochs: int
     steps: int
     knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+
+
+def main(argv: Sequence[str]) -> int:
+    """`mgd-ssl pretrain`: settings from the command line, then `pretrain`."""
+    result = pretrain(parse(PretrainConfig, argv, "mgd-ssl pretrain"))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finished: {result.encoder}")
+    return 0
 
 
 def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:

@@ -17,7 +17,6 @@ from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import UserError
 from moco.dist import is_distributed, rank, world_size
 
-INTERRUPTED = 75  # exit code after a signal was obeyed and the state saved (EX_TEMPFAIL: try again)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 PATIENCE = timedelta(hours=2)  # of ranks that wait for rank 0, which may be listing millions of files
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
