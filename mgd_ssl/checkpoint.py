@@ -104,3 +104,21 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         for path in self.folder.glob(".step_*.tmp"):  # of a process killed while it was writing
             path.unlink(missing_ok=True)
+
+
+def find_weights(path: Path, warn: Callable[[str], None]) -> Path:
+    """The file with a backbone: the path itself, or in a run's folder its student or else its newest checkpoint.
+
+    Raises:
+        UserError: when there is nothing at the path, or the folder holds no weights (yet).
+    """
+    if not path.is_dir():
+        return path  # reading it says what is wrong with it
+    if (path / "encoder.pt").is_file():
+        return path / "encoder.pt"
+    newest = Checkpoints(path / "checkpoints").newest_whole(warn)
+    if newest is None:
+        raise UserError(
+            f"{path} holds neither an encoder.pt nor a checkpoint: pass a run's folder that has one, or a file"
+        )
+    return newest

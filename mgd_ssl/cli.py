@@ -8,6 +8,7 @@ from mgd_ssl.errors import UserError
 COMMANDS = {
     "demo": "make a small image set, pretrain a teacher and students on it, print their table",
     "pretrain": "pretrain a student with MoCo v2, guided by a teacher through MGD",
+    "linear": "train linear classifiers on a frozen backbone, by published protocols or a search",
     "bench": "measure the training step against the bare networks",
 }
 
@@ -35,6 +36,10 @@ def _run(command: str, args: list[str]) -> int:
         from mgd_ssl.demo import main as demo
 
         return demo(args)
+    if command == "linear":
+        from linear_eval.linear import main as linear
+
+        return linear(args)
     if command == "bench":
         from mgd_ssl.bench import main as bench
 

@@ -242,17 +242,37 @@ class TrainingOrder:
         self.steps_per_epoch = num_images // batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, part in self.parts():
+            yield [(epoch, int(index)) for index in part]
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The epoch and the indices of every part."""
         local = self.batch_size // self.world_size
         first_epoch, first = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             order = keyed_generator(self.seed, "order", epoch).permutation(self.num_images)
             for step in range(first, self.steps_per_epoch):
                 start = step * self.batch_size + self.rank * local
-                yield [(epoch, int(index)) for index in order[start : start + local]]
+                yield epoch, order[start : start + local]
             first = 0
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.first_step
+
+
+def labelled_splits(train: Path, val: Path) -> tuple[tuple[ImageList, np.ndarray], tuple[ImageList, np.ndarray], int]:
+    """Images and labels of two labelled folders, and their number of classes.
+
+    Raises:
+        UserError: for missing folders or labels, or classes that differ between them.
+    """
+    images, others = ImageList.scan(train), ImageList.scan(val)
+    labels, classes = images.labels()
+    other_labels, other_classes = others.labels()
+    if classes != other_classes:
+        odd = sorted(set(classes) ^ set(other_classes))
+        raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+    return (images, labels), (others, other_labels), len(classes)
 
 
 def view_policy(config: DataConfig) -> ViewPolicy:

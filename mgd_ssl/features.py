@@ -16,7 +16,7 @@ from moco.dist import rank, world_size
 
 @dataclass(frozen=True)
 class Features:
-    """L2-normalised features and their labels."""
+    """Features, L2-normalised unless said otherwise, and their labels."""
 
     values: np.ndarray  # [n, d] float32
     labels: np.ndarray  # [n] int64
@@ -33,6 +33,7 @@ def extract_features(
     image_size: int,
     batch_size: int = 64,
     workers: int = 0,
+    normalise: bool = True,
     report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
 ) -> Features:
     """Features of centre crops, each process taking its part; complete on every rank.
@@ -46,6 +47,7 @@ def extract_features(
         image_size: edge of the crop in pixels.
         batch_size: images in a forward pass.
         workers: data processes.
+        normalise: divide every feature vector by its norm.
         report: told of unreadable images, whose replacements bring their own labels.
     """
     mine = indices[rank() :: world_size()]
@@ -57,7 +59,8 @@ def extract_features(
             report(batch.unreadable)
             with runtime.autocast():
                 features = trunk(runtime.images(batch.images))  # [N, d]
-            values.append(F.normalize(features.float(), dim=1).cpu())
+            features = features.float()
+            values.append((F.normalize(features, dim=1) if normalise else features).cpu())
             used.append(batch.indices)
     for module, mode in modes.items():
         module.training = mode

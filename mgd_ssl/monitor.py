@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from mgd_ssl.config import KNNConfig
-from mgd_ssl.data import ImageList, subset
+from mgd_ssl.data import ImageList, labelled_splits, subset
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import extract_features
 from mgd_ssl.knn import Accuracy, knn_accuracy
@@ -45,12 +45,8 @@ class KNNMonitor:
         self.config, self.runtime = config, runtime
         self.image_size, self.workers = image_size, workers
         train, val = config.train, config.val
-        self.bank, self.queries = on_rank_zero(lambda: (ImageList.scan(train), ImageList.scan(val)))
-        self.bank_labels, classes = self.bank.labels()
-        self.query_labels, query_classes = self.queries.labels()
-        if classes != query_classes:
-            odd = sorted(set(classes) ^ set(query_classes))
-            raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+        bank, queries, _ = on_rank_zero(lambda: labelled_splits(train, val))
+        (self.bank, self.bank_labels), (self.queries, self.query_labels) = bank, queries
         self.skipped_bank = skipped("knn_train", self.bank)
         self.skipped_queries = skipped("knn_val", self.queries)
         self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
