@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from mgd_ssl.config import Settings, find_config, load_toml
+from mgd_ssl.errors import UserError
 
 FOLDER = Path(str(resources.files("linear_eval"))) / "protocols"
 
@@ -31,7 +32,7 @@ class Round(Settings):
 class Protocol(Settings):
     """A linear evaluation."""
 
-    name: str = Field(pattern=r"[A-Za-z0-9_-]+")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """Short and file-safe."""
     version: int = Field(ge=1)
     """Raised whenever a number below changes, so that results of two versions are never compared unawares."""
@@ -108,6 +109,12 @@ def load_protocol(name: str) -> Protocol:
     """A protocol by its name, or by the path of a TOML file.
 
     Raises:
-        UserError: naming the nearest known one, or the key of the file at fault.
+        UserError: naming the nearest known one, or the key of the file at fault; or when a file of the user's takes the
+            name of one of ours.
     """
-    return load_toml(Protocol, find_config(name, FOLDER, "protocol"))
+    path = find_config(name, FOLDER, "protocol")
+    protocol = load_toml(Protocol, path)
+    ours = FOLDER / f"{protocol.name}.toml"
+    if ours.is_file() and protocol != load_toml(Protocol, ours):
+        raise UserError(f"{path} is named {protocol.name!r} but differs from that protocol: give it a name of its own")
+    return protocol

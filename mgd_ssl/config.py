@@ -61,7 +61,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":  # raised by a group: its own sentence starts with the key inside the group
-        return f"{key}.{first['ctx']['error']}"
+        return f"{key}.{first['ctx']['error']}".removeprefix(".")
     return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
