@@ -61,7 +61,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":  # raised by a group: its own sentence starts with the key inside the group
-        return f"{key}.{first['ctx']['error']}"
+        return f"{key}.{first['ctx']['error']}".removeprefix(".")
     return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
@@ -208,17 +208,19 @@ FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.workers", "data.max_unre
 Model = TypeVar("Model", bound=Settings)
 
 
-def find_config(name: str) -> Path:
-    """A TOML file by path, or by the name of one that comes with the package (`imagenet_r50_r18_mgd`)."""
+CONFIGS = Path(str(resources.files("mgd_ssl"))) / "configs"
+
+
+def find_config(name: str, folder: Path = CONFIGS, what: str = "config file") -> Path:
+    """A TOML file by path, or by the name of one in a folder that comes with the package (`imagenet_r50_r18_mgd`)."""
     path = Path(name)
     if path.is_file():
         return path
-    folder = Path(str(resources.files("mgd_ssl") / "configs"))
     packaged = folder / f"{path.stem}.toml"
-    if path.parent.name in ("", "configs") and packaged.is_file():
+    if path.parent.name in ("", folder.name) and packaged.is_file():
         return packaged
     known = sorted(file.stem for file in folder.glob("*.toml"))
-    raise UserError(f"no config file {name!r}{nearest(name, known)}: pass a path or one of {', '.join(known)}")
+    raise UserError(f"no {what} {name!r}{nearest(name, known)}: pass a path or one of {', '.join(known)}")
 
 
 def load_toml(model: type[Model], path: Path) -> Model:

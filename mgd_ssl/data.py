@@ -242,13 +242,18 @@ class TrainingOrder:
         self.steps_per_epoch = num_images // batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, part in self.parts():
+            yield [(epoch, int(index)) for index in part]
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The epoch and the indices of every part."""
         local = self.batch_size // self.world_size
         first_epoch, first = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             order = keyed_generator(self.seed, "order", epoch).permutation(self.num_images)
             for step in range(first, self.steps_per_epoch):
                 start = step * self.batch_size + self.rank * local
-                yield [(epoch, int(index)) for index in order[start : start + local]]
+                yield epoch, order[start : start + local]
             first = 0
 
     def __len__(self) -> int:

@@ -1,6 +1,9 @@
 """Errors for the user: one sentence that names the value and the remedy, shown without a traceback."""
 
 import difflib
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -22,3 +25,20 @@ def nearest(word: str, known: list[str]) -> str:
     """`, did you mean 'x'?` for the closest of the known words, or an empty string."""
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def exit_code(program: Callable[[], int]) -> int:
+    """Run a program; its errors become one sentence on stderr (of rank 0) and an exit code.
+
+    Returns:
+        What the program returns, 2 for bad input, 3 when training stopped, 75 when it was interrupted and saved.
+    """
+    try:
+        return program()
+    except Interrupted as stopped:
+        message, code = str(stopped), INTERRUPTED
+    except UserError as error:
+        message, code = str(error), 3 if isinstance(error, TrainingError) else 2
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mgd-ssl: {message}", file=sys.stderr)
+    return code

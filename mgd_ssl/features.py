@@ -20,7 +20,7 @@ GATHERED_ROWS = 4096  # of each rank at a time
 
 @dataclass(frozen=True)
 class Features:
-    """L2-normalised features and their labels."""
+    """Features, L2-normalised unless said otherwise, and their labels."""
 
     values: np.ndarray  # [n, d] float32
     labels: np.ndarray  # [n] int64
@@ -58,6 +58,7 @@ def extract_features(
     image_size: int,
     batch_size: int = 64,
     workers: int = 0,
+    normalise: bool = True,
     report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
@@ -72,6 +73,7 @@ def extract_features(
         image_size: edge of the crop in pixels.
         batch_size: images in a forward pass.
         workers: data processes.
+        normalise: divide every feature vector by its norm.
         report: told of unreadable images, whose replacements bring their own labels.
         progress: told how many of this process's images are done.
 
@@ -90,7 +92,8 @@ def extract_features(
             if done == 0:  # the one copy of this process's part
                 values = torch.empty(len(mine), features.shape[1])
             rows = slice(done, done + len(features))
-            values[rows] = F.normalize(features.float(), dim=1)
+            features = features.float()
+            values[rows] = F.normalize(features, dim=1) if normalise else features
             used[rows] = batch.indices
             done = rows.stop
             progress(done)

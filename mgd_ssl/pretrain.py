@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
-        with run_folder(out, description(config, images, teacher)) as finished:
+        with run_folder(out, description(config, images, teacher), check_same_run) as finished:
             if finished is not None:
                 return PretrainResult(**finished)
             for module in (method, teacher):
@@ -246,8 +246,15 @@ def description(config: PretrainConfig, images: ImageList, teacher: Teacher | No
 
 
 @contextmanager
-def run_folder(out: Path, run: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+def run_folder(
+    out: Path, run: dict[str, Any], check: Callable[[Path, dict[str, Any], dict[str, Any]], None]
+) -> Iterator[dict[str, Any] | None]:
     """Open a run's folder for this run alone; yields the saved result if the run is finished.
+
+    Args:
+        out: the folder, made if need be.
+        run: what the run is, saved as its `config.json`.
+        check: raises UserError when the saved description (second argument) is of another run than the third.
 
     Raises:
         UserError: when the folder cannot be written, is in use, holds something else, or another run.
@@ -269,7 +276,7 @@ def run_folder(out: Path, run: dict[str, Any]) -> Iterator[dict[str, Any] | None
             raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
-        check_same_run(out, json.loads((out / "config.json").read_text()), run)
+        check(out, json.loads((out / "config.json").read_text()), run)
         result = out / "result.json"
         return dict(json.loads(result.read_text())) if result.exists() else None
 

@@ -1,0 +1,168 @@
+"""`python -m linear_eval.bench`: what the search costs beside one head, and the cache beside live features."""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from linear_eval.engine import Probe
+from linear_eval.frozen import FrozenBackbone
+from linear_eval.protocols import Protocol, Round, load_protocol
+from linear_eval.sources import CachedSource, LiveSource, Transform, standardising
+from mgd_ssl.config import RuntimeConfig, Settings, parse
+from mgd_ssl.data import ImageList, TrainingOrder
+from mgd_ssl.encoders import build_backbone
+from mgd_ssl.features import Features, extract_features
+from mgd_ssl.log import RunLog
+from mgd_ssl.runtime import Runtime, process
+from mgd_ssl.weights import LoadReport
+
+
+class BenchConfig(Settings):
+    """Measure the search against one head, and the cached path against live features."""
+
+    images: int = Field(50_000, ge=1000)
+    """Rows of the synthetic table, a fifth of them for validation again as many."""
+    dim: int = Field(512, ge=2)
+    """Size of a feature vector."""
+    classes: int = Field(100, ge=2)
+    """Classes."""
+    noise: float = Field(1.0, gt=0)
+    """Deviation of a feature around its class's mean, which has deviation 1 times a falling spectrum."""
+    rounds: int = Field(3, ge=1)
+    """Rounds counted; in each, one head and the search are trained one after the other."""
+    epochs: int = Field(100, ge=1)
+    """Length of a training; the rounds of the search shrink with it."""
+    all_the_way: bool = False
+    """Also train every head all the way, and compare what is chosen."""
+    arch: str = "resnet18"
+    """Backbone of the live features; its weights are random here."""
+    image_size: int = Field(224, ge=32)
+    """Edge of a crop in pixels."""
+    runtime: RuntimeConfig = RuntimeConfig(threads=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table, and the same as JSON on the last line."""
+    config = parse(BenchConfig, sys.argv[1:] if argv is None else argv, "python -m linear_eval.bench")
+    with process(config.runtime) as runtime:
+        result = {**search_cost(config, runtime), **live_cost(config, runtime)}
+    per_image = result["live_images_per_second"], result["extraction_images_per_second"]
+    result["live_hours"] = config.epochs * config.images / per_image[0] / 3600
+    result["cached_hours"] = (1.2 * config.images / per_image[1] + result["search_seconds"]) / 3600
+    result["cached_is_faster_by"] = result["live_hours"] / result["cached_hours"]
+    table = Table("", "measured")
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}")
+    Console().print(table)
+    print(json.dumps(result))
+    return 0
+
+
+def synthetic(config: BenchConfig, count: int, seed: int) -> Features:
+    """Gaussian classes with a falling spectrum: [count, dim] and their classes."""
+    means = np.random.default_rng(0).standard_normal((config.classes, config.dim)).astype(np.float32)
+    spectrum = (np.arange(1, config.dim + 1) ** -0.5).astype(np.float32)
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(config.classes, size=count)
+    noise = generator.standard_normal((count, config.dim), dtype=np.float32) * config.noise
+    return Features(np.maximum(0, means[labels] * spectrum + noise + 0.2), labels)
+
+
+def variants(config: BenchConfig) -> dict[str, Protocol]:
+    """One head, the search, and all heads all the way, of the length asked for."""
+    base = load_protocol("sweep").model_dump() | {"epochs": config.epochs}
+    shrink = config.epochs / load_protocol("sweep").epochs
+    rounds = [{"heads": r["heads"], "epochs": r["epochs"] * shrink} for r in base["rounds"]]
+    one = {"lrs": (0.01,), "weight_decays": (0.0,), "rounds": ()}
+    return {
+        "one": Protocol(**base | one),
+        "search": Protocol(**base | {"rounds": rounds}),
+        "all": Protocol(**base | {"rounds": (Round(heads=rounds[0]["heads"], epochs=config.epochs).model_dump(),)}),
+    }
+
+
+def trained(config: BenchConfig, protocol: Protocol, train: Features, val: Features, runtime: Runtime) -> list[float]:
+    """Seconds and top-1 of one whole evaluation, and the learning rate it ended with."""
+    started = time.perf_counter()
+    source, val_source = (
+        CachedSource(features, standardising(train.values, False, runtime.device), runtime.device)
+        for features in (train, val)
+    )
+    probe = Probe(
+        protocol, 0, config.classes, config.dim, train.labels, source, source, val_source, runtime.device
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
+        probe.train(log, lambda: False, lambda: None)
+        top1 = probe.result().top1[0]
+    return [time.perf_counter() - started, top1, probe.settings[0].lr]
+
+
+def search_cost(config: BenchConfig, runtime: Runtime) -> dict[str, float]:
+    """The search beside one head, interleaved."""
+    train, val = synthetic(config, config.images, 1), synthetic(config, config.images // 5, 2)
+    protocols = variants(config)
+    times: dict[str, list[float]] = {"one": [], "search": []}
+    found: dict[str, float] = {}
+    for _ in range(config.rounds):
+        for name, seconds in times.items():
+            took, found[f"{name}_top1"], found[f"{name}_lr"] = trained(
+                config, protocols[name], train, val, runtime
+            )  # fmt: skip
+            seconds.append(took)
+    if config.all_the_way:
+        found["all_seconds"], found["all_top1"], found["all_lr"] = trained(
+            config, protocols["all"], train, val, runtime
+        )  # fmt: skip
+    ratios = [search / one for one, search in zip(times["one"], times["search"], strict=True)]
+    return {
+        "one_head_seconds": statistics.median(times["one"]),
+        "search_seconds": statistics.median(times["search"]),
+        "search_over_one_head": statistics.median(ratios),
+        "lowest_ratio": min(ratios),
+        "highest_ratio": max(ratios),
+        **found,
+    }
+
+
+def live_cost(config: BenchConfig, runtime: Runtime, count: int = 64) -> dict[str, float]:
+    """Images per second through crops and backbone, live and while the cache is filled, after a warm-up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((500, 400), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg")
+        images, labels = ImageList.scan(folder), np.arange(count)
+        network = build_backbone(config.arch)
+        network.fc = torch.nn.Identity()
+        backbone = FrozenBackbone(network, LoadReport(folder, "", config.arch, "", 0, {}))
+        backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        live = LiveSource(
+            backbone, images, labels, Transform(), config.image_size, 0, runtime, 0, lambda unreadable: None
+        )  # fmt: skip
+        speeds: dict[str, list[float]] = {"live": [], "extraction": []}
+        for _ in range(1 + config.rounds):
+            started = time.perf_counter()
+            with live.batches(np.arange(count), TrainingOrder(count, count, 1, 0, 0, 0, 1)) as batches:
+                next(batches)[0].sum().item()
+            speeds["live"].append(count / (time.perf_counter() - started))
+            started = time.perf_counter()
+            extract_features(
+                backbone, images, labels, np.arange(count), runtime, image_size=config.image_size, normalise=False
+            )  # fmt: skip
+            speeds["extraction"].append(count / (time.perf_counter() - started))
+    return {f"{name}_images_per_second": statistics.median(speed[1:]) for name, speed in speeds.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""Linear evaluation from settings to a number with its protocol: check, compute features, train heads, measure."""
+
+import json
+import os
+import signal
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from linear_eval.cache import cached_features
+from linear_eval.engine import Probe, held_out, stages
+from linear_eval.frozen import FrozenBackbone
+from linear_eval.protocols import Protocol, load_protocol
+from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
+from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
+from mgd_ssl.environment import environment
+from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.evaluation import Evaluation
+from mgd_ssl.features import Features, Labelled, scan_labelled
+from mgd_ssl.log import RunLog, logger
+from mgd_ssl.pretrain import run_folder
+from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
+from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.weights import read_checkpoint
+
+PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
+
+
+class LinearConfig(Settings):
+    """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
+
+    checkpoint: Path | None = None
+    """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
+    data: Path | None = None
+    """Folder with train/<class>/* and val/<class>/*. Required."""
+    protocol: str = "sweep"
+    """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
+    out: Path | None = None
+    """Folder for the result, and for cached features; None: the run folder."""
+    arch: str | None = None
+    """Architecture of the backbone; None: told from the shapes in the file."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """One evaluation each; several give a mean and a standard deviation."""
+    image_size: int | None = Field(None, ge=16)
+    """Edge of a crop in pixels; None: that of the run, 224 for a file."""
+    workers: int | None = Field(None, ge=0)
+    """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable images above which the evaluation stops."""
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
+    """Evaluate and print the result."""
+    evaluation, file = linear(parse(LinearConfig, argv, prog))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {file}")
+    return 0
+
+
+def told(evaluation: Evaluation) -> str:
+    """`top-1 53.60 +- 0.12, top-5 78.70 +- 0.10 (3 seeds)`."""
+
+    def one(metric: str) -> str:
+        deviation = evaluation.deviation(metric)
+        return f"{evaluation.mean(metric):.2f}" + ("" if deviation is None else f" +- {deviation:.2f}")
+
+    count = len(evaluation.values["top1"])
+    return f"top-1 {one('top1')}, top-5 {one('top5')} ({count} seed{'s' if count > 1 else ''})"
+
+
+def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluation, Path]:
+    """Evaluate a checkpoint, or continue an evaluation.
+
+    Args:
+        config: all settings; or pass them by name: `linear(checkpoint="runs/r18", data="imagenet", protocol="moco")`.
+
+    Returns:
+        The evaluation, and the file it was saved as.
+
+    Raises:
+        UserError: when a setting, a file or a folder is at fault.
+        TrainingError: when it had to stop; its checkpoints stay.
+        Interrupted: after SIGTERM, SIGINT or SIGUSR2, when the state is saved.
+        ValueError: for unknown settings or values out of range.
+    """
+    config = config or LinearConfig(**settings)
+    checkpoint, data = config.checkpoint, config.data
+    if checkpoint is None:
+        raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
+    if data is None:
+        raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
+    out = config.out or (checkpoint if checkpoint.is_dir() else None)
+    if out is None:
+        raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
+    repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
+    if repeated:
+        raise UserError(f"seed {repeated[0]} is negative or given twice: pass different seeds from 0 on")
+    protocol = load_protocol(config.protocol)
+    with process(config.runtime) as runtime:
+        weights = on_rank_zero(lambda: find_weights(checkpoint))
+        backbone = FrozenBackbone.load(weights, config.arch)
+        backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        train, val = scan_labelled(data / "train", data / "val")
+        num_classes = int(train.labels.max()) + 1
+        stages(protocol, len(train[0]), held_out(train[1], protocol.held_out, 0))  # sizes fit, before anything is done
+        evaluator = Evaluator(config, protocol, out, runtime, backbone, train, val, num_classes)
+        with StopRequest().listening() as stop:
+            try:
+                results = [evaluator.run(seed, stop) for seed in config.seeds]
+            finally:
+                stop.finish()
+        evaluation = evaluator.evaluation(results)
+        return evaluation, on_rank_zero(lambda: evaluation.save(out))
+
+
+class Evaluator:
+    """One backbone, one protocol, one data set; a seed at a time.
+
+    Args:
+        config: for paths and data workers.
+        protocol: what to do.
+        out: folder for results and cached features.
+        runtime: device and precision.
+        backbone: on the device.
+        train: images and their labels.
+        val: images and their labels.
+        num_classes: of both.
+    """
+
+    def __init__(
+        self,
+        config: LinearConfig,
+        protocol: Protocol,
+        out: Path,
+        runtime: Runtime,
+        backbone: FrozenBackbone,
+        train: Labelled,
+        val: Labelled,
+        num_classes: int,
+    ) -> None:
+        self.config, self.protocol, self.out, self.runtime = config, protocol, out, runtime
+        self.backbone, self.train, self.val, self.num_classes = backbone, train, val, num_classes
+        self.image_size = config.image_size or size_of_run(config.checkpoint) or PUBLISHED_SIZE
+        self.workers = runtime.data_workers(config.workers)
+        self._features: dict[str, Features] = {}
+
+    def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
+        """Result of one seed; at once when it is there already."""
+        folder = self.out / f"linear_{self.protocol.name}_seed{seed}"
+        with run_folder(folder, self.description(seed), check_same_evaluation) as finished:
+            return finished or self._run(seed, folder, stop)
+
+    def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        complaints: list[str] = []
+        newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
+        state = read_checkpoint(newest) if newest else None
+        steps = sum(s.steps for s in stages(self.protocol, len(self.train[1]), self._held_out(seed)))
+        done = state["finished_steps"] if state else 0
+        with RunLog(folder, steps, done, state["metrics_bytes"] if state else 0) as log:
+            for complaint in complaints:
+                logger.warning("%s", complaint)
+            logger.info("%s; seed %d", self.protocol_string(), seed)
+            logger.info("backbone %s", self.backbone.report)
+            skipped = [
+                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable)
+                for name, (images, _) in (("train", self.train), ("val", self.val))
+            ]
+            probe = self.probe(seed, skipped, stop)
+            if state is not None:
+                probe.load(state)
+                logger.info("continuing after step %d of %d, from %s", done, steps, newest)
+
+            def save() -> None:
+                for account in skipped:
+                    account.share()
+                now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": log.metrics_bytes}
+                on_rank_zero(lambda: checkpoints.save(probe.finished_steps, now))
+
+            ended = probe.train(log, stop.agreed, save)
+            self.backbone.check_untouched()
+            if not ended:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(stop.signal_number or signal.SIGTERM).name} after step "
+                    f"{probe.finished_steps}: the same command continues from there"
+                )
+            for account in skipped:
+                account.share()
+            return self._finish(probe, folder)
+
+    def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe:
+        """What trains the heads, with the features it needs computed or found."""
+        device, protocol = self.runtime.device, self.protocol
+        val = self.features("val", skipped[1], stop)
+        transform, table = Transform(protocol.normalise), None
+        if protocol.standardise or protocol.features == "cached":
+            table = self.features("train", skipped[0], stop)
+        if protocol.standardise:
+            assert table is not None
+            transform = standardising(table.values, protocol.normalise, device)
+        images, labels = self.train
+        cached = None
+        if protocol.features == "cached":
+            assert table is not None
+            cached = CachedSource(table, transform, device)
+        source: Source = cached or LiveSource(
+            self.backbone, images, labels, transform, self.image_size, seed, self.runtime, self.workers,
+            skipped[0].note,
+        )  # fmt: skip
+        dim = val.values.shape[1]
+        val_source = CachedSource(val, transform, device)
+        return Probe(protocol, seed, self.num_classes, dim, labels, source, cached, val_source, device)
+
+    def features(self, split: str, skipped: SkippedFiles, stop: StopRequest) -> Features:
+        """Features of centre crops of "train" or "val", for all seeds."""
+        if split not in self._features:
+            images, labels = self.train if split == "train" else self.val
+
+            def check_stop() -> None:
+                skipped.share()
+                if stop.agreed():
+                    raise Interrupted(f"stopped while computing features of {split}: the same command starts them anew")
+
+            self._features[split] = cached_features(
+                self.out / "linear_features", split, self.backbone, images, labels, self.runtime,
+                image_size=self.image_size, workers=self.workers, report=skipped.note, check_stop=check_stop,
+            )  # fmt: skip
+        return self._features[split]
+
+    def _held_out(self, seed: int) -> np.ndarray:
+        return held_out(self.train[1], self.protocol.held_out, seed)
+
+    def _finish(self, probe: Probe, folder: Path) -> dict[str, Any]:
+        """Measure the last head once, and save it beside the result."""
+        scores, [setting] = probe.result(), probe.settings
+        result = {
+            "top1": scores.top1[0],
+            "top5": scores.top5[0],
+            "loss": scores.loss[0],
+            "lr": setting.lr,
+            "weight_decay": setting.weight_decay,
+            "rounds": probe.rounds,
+        }
+        transform = probe.val.transform
+        head = {"weight": probe.heads.weight.cpu(), "bias": probe.heads.bias.cpu(), "normalise": transform.normalise}
+        if transform.mean is not None and transform.inverse_deviation is not None:
+            head |= {"mean": transform.mean.cpu(), "inverse_deviation": transform.inverse_deviation.cpu()}
+
+        def write() -> None:
+            try:
+                write_whole(folder / "head.pt", serialised(head))
+                write_whole(folder / "result.json", json.dumps(result, indent=2).encode())
+            except OSError as error:
+                raise TrainingError(
+                    f"{folder} cannot be written ({error.strerror}): make room, then run the same command again"
+                ) from error
+
+        on_rank_zero(write)
+        return result
+
+    # telling
+
+    def protocol_string(self) -> str:
+        """All that a number depends on, in one line."""
+        few = f", top-5 is top-{self.num_classes}" if self.num_classes < 5 else ""
+        precision = self.config.runtime.precision
+        return (
+            f"{self.protocol}; {len(self.train[1])} training and {len(self.val[1])} validation images of "
+            f"{self.num_classes} classes{few}; crops of {self.image_size} pixels, {precision}; last state, "
+            "nothing chosen on the validation set"
+        )
+
+    def description(self, seed: int) -> dict[str, Any]:
+        """What an evaluation with a seed is, as saved in its `config.json`."""
+        report = self.backbone.report
+        return {
+            "config": {
+                "protocol": self.protocol.model_dump(mode="json"),
+                "seed": seed,
+                "image_size": self.image_size,
+                "precision": self.config.runtime.precision,
+                "train_images": on_rank_zero(self.train[0].fingerprint),
+                "val_images": on_rank_zero(self.val[0].fingerprint),
+                "backbone": f"{report.arch} {report.sha256}",
+            },
+            "environment": environment(),
+        }
+
+    def evaluation(self, results: Sequence[dict[str, Any]]) -> Evaluation:
+        """The seeds' results together."""
+        report = self.backbone.report
+        return Evaluation(
+            kind="linear",
+            name=self.protocol.name,
+            protocol=f"{self.protocol_string()}; seeds {' '.join(map(str, self.config.seeds))}",
+            checkpoint=str(report.path),
+            arch=report.arch,
+            values={metric: [result[metric] for result in results] for metric in ("top1", "top5")},
+            details={
+                "sha256": report.sha256,
+                "seeds": list(self.config.seeds),
+                "chosen": [{"lr": result["lr"], "weight_decay": result["weight_decay"]} for result in results],
+                "mean": {metric: statistics.fmean(result[metric] for result in results) for metric in ("top1", "top5")},
+            },
+        )
+
+
+def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError when a folder holds the evaluation of another backbone, data set or protocol."""
+    if changed := differences(old["config"], new["config"]):
+        raise UserError(
+            f"{out} holds an evaluation of something else ({'; '.join(changed)}): remove it, or choose another --out"
+        )
+
+
+def size_of_run(checkpoint: Path | None) -> int | None:
+    """Edge of the views a run was trained with, None when the path is no run's folder."""
+    if checkpoint is None or not (checkpoint / "config.json").is_file():
+        return None
+    try:
+        return int(json.loads((checkpoint / "config.json").read_text())["config"]["data"]["image_size"])
+    except (ValueError, KeyError, TypeError):
+        return None

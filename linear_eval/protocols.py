@@ -1,0 +1,120 @@
+"""Protocols of linear evaluation: every number a result depends on, by name, one TOML file each."""
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from mgd_ssl.config import Settings, find_config, load_toml
+from mgd_ssl.errors import UserError
+
+FOLDER = Path(str(resources.files("linear_eval"))) / "protocols"
+
+
+class Setting(NamedTuple):
+    """What heads of one protocol differ in."""
+
+    lr: float
+    weight_decay: float
+
+
+class Round(Settings):
+    """One round of a search: a complete training of the heads that are left."""
+
+    heads: int = Field(ge=1)
+    """How many enter it: the best of the round before, all in the first."""
+    epochs: float = Field(gt=0)
+    """Its length, down to the end of the schedule."""
+
+
+class Protocol(Settings):
+    """A linear evaluation."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Short and file-safe."""
+    version: int = Field(ge=1)
+    """Raised whenever a number below changes, so that results of two versions are never compared unawares."""
+    features: Literal["live", "cached"]
+    """live: of random crops and flips, new in every epoch. cached: of centre crops, computed once."""
+    normalise: bool = False
+    """Divide every feature vector by its norm."""
+    standardise: bool = False
+    """Centre every dimension and divide it by its deviation over the training set (after `normalise`)."""
+    epochs: int = Field(ge=1)
+    """Passes over the training set."""
+    batch_size: int = Field(ge=1)
+    """Images in a step over all processes."""
+    lrs: tuple[float, ...] = Field(min_length=1)
+    """Learning rates that are tried; one that is not searched."""
+    weight_decays: tuple[float, ...] = Field(min_length=1)
+    """Weight decays that are tried with each; they act on the bias too, as torch.optim.SGD's."""
+    momentum: float = Field(ge=0, lt=1)
+    """Momentum of SGD."""
+    schedule: Literal["steps", "cosine"]
+    """Of the learning rate: times `decay` from each of the `milestones` on, or a cosine to 0 by step."""
+    milestones: tuple[int, ...] = ()
+    """Epochs."""
+    decay: float = Field(1.0, gt=0)
+    """Factor at a milestone."""
+    init: Literal["normal", "uniform"]
+    """Of a head: normal with deviation 0.01 and bias 0, or torch.nn.Linear's."""
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of every class of the training set that judges the heads of a search."""
+    rounds: tuple[Round, ...] = ()
+    """The search, before the winner is trained on the whole training set."""
+
+    @model_validator(mode="after")
+    def _search_is_whole(self) -> "Protocol":
+        entering = [r.heads for r in self.rounds]
+        if (entering[0] if entering else 1) != len(self.settings):
+            raise ValueError(f"{len(self.settings)} heads are described but {entering or 'no rounds'} search them")
+        if entering != sorted(entering, reverse=True) or (entering and not self.held_out):
+            raise ValueError("rounds must not grow, and need a held_out share")
+        if self.rounds and self.features == "live":
+            raise ValueError("a search needs cached features")
+        return self
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All heads."""
+        return [Setting(lr, weight_decay) for lr in self.lrs for weight_decay in self.weight_decays]
+
+    def lr_factor(self, progress: float) -> float:
+        """Share of the learning rate that is left after a share `progress` in [0, 1) of a training."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        # rounded: 60 of 100 epochs must not come out as 59.999...
+        epoch = round(progress * self.epochs, 6)
+        return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def __str__(self) -> str:
+        lrs, decays = (f"{v[0]:g}" if len(v) == 1 else f"{v[0]:g}..{v[-1]:g}" for v in (self.lrs, self.weight_decays))
+        steps = f"x{self.decay:g} at {'/'.join(map(str, self.milestones))}"
+        rounds = ", then ".join(f"{r.heads} for {r.epochs:g}" for r in self.rounds)
+        parts = [
+            f"linear {self.name} v{self.version}",
+            "random crops and flips" if self.features == "live" else "cached centre crops",
+            "normalised" if self.normalise else "",
+            "standardised" if self.standardise else "",
+            f"{self.epochs} epochs of SGD, batch {self.batch_size}, lr {lrs}, weight decay {decays}, "
+            f"momentum {self.momentum:g}, {'cosine' if self.schedule == 'cosine' else steps}, init {self.init}",
+            f"chosen on {self.held_out:.0%} of the training set ({rounds} epochs)" if self.rounds else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by its name, or by the path of a TOML file.
+
+    Raises:
+        UserError: naming the nearest known one, or the key of the file at fault; or when a file of the user's takes the
+            name of one of ours.
+    """
+    path = find_config(name, FOLDER, "protocol")
+    protocol = load_toml(Protocol, path)
+    ours = FOLDER / f"{protocol.name}.toml"
+    if ours.is_file() and protocol != load_toml(Protocol, ours):
+        raise UserError(f"{path} is named {protocol.name!r} but differs from that protocol: give it a name of its own")
+    return protocol
