@@ -1,0 +1,137 @@
+"""The command from end to end on a few images."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from linear_eval import linear
+from linear_eval.frozen import FrozenBackbone
+from mgd_ssl.checkpoint import serialised
+from mgd_ssl.encoders import build_encoder
+from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.evaluation import Evaluation
+from tests.linear_eval.conftest import weights
+
+
+def test_result_is_saved_with_its_protocol_and_not_computed_twice(settings: dict[str, Any]) -> None:
+    evaluation, path = linear(**settings | {"seeds": (0, 1)})
+    assert Evaluation.load(path).values == evaluation.values
+    assert len(evaluation.values["top1"]) == 2
+    assert "48 training and 12 validation images of 2 classes" in evaluation.protocol
+    heads = sorted(settings["out"].rglob("head.pt"))
+    written = [head.stat().st_mtime_ns for head in heads]
+    again, _ = linear(**settings | {"seeds": (0, 1)})
+    assert again.values == evaluation.values
+    assert [head.stat().st_mtime_ns for head in heads] == written
+
+
+def test_live_features_train_one_head(live_settings: dict[str, Any]) -> None:
+    evaluation, _ = linear(**live_settings)
+    assert evaluation.details["chosen"] == [{"lr": 0.5, "weight_decay": 0.0}]
+    assert 0 <= evaluation.values["top1"][0] <= 100
+
+
+def cache_files(settings: dict[str, Any]) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (settings["out"] / "linear_features").rglob("*.npy")}
+
+
+def test_cached_features_serve_other_seeds_but_not_other_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    linear(**settings)
+    first = cache_files(settings)
+    assert first
+    linear(**settings | {"seeds": (1,)})
+    assert cache_files(settings) == first
+    other = weights(tmp_path / "other.pt", seed=5)
+    with pytest.raises(UserError, match="something else"):
+        linear(**settings | {"checkpoint": other})
+    shutil.rmtree(settings["out"] / "linear_small_seed0")
+    linear(**settings | {"checkpoint": other})
+    assert not cache_files(settings).items() <= first.items()
+
+
+def test_a_moved_buffer_voids_the_result(weights_file: Path) -> None:
+    backbone = FrozenBackbone.load(weights_file)
+    backbone.check_untouched()
+    backbone.backbone.get_submodule("layer2.0.bn1").get_buffer("running_mean")[3] += 1e-3
+    with pytest.raises(TrainingError, match=r"1 tensors, first layer2\.0\.bn1\.running_mean"):
+        backbone.check_untouched()
+
+
+def test_official_moco_checkpoints_are_read(settings: dict[str, Any], tmp_path: Path) -> None:
+    encoder = build_encoder("thin_resnet10", 16)
+    encoder.train()(torch.randn(8, 3, 48, 48))
+    state = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
+    path = tmp_path / "moco.pth.tar"
+    path.write_bytes(serialised({"epoch": 200, "arch": "thin_resnet10", "state_dict": state}))
+    evaluation, _ = linear(**settings | {"checkpoint": path})
+    assert evaluation.arch == "thin_resnet10"
+
+
+def labelled(folder: Path, classes: dict[str, int]) -> None:
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ({"a": 12, "b": 12}, {"a": 2, "c": 2}, "differ in classes"),
+        ({"a": 24}, {"a": 4}, "single class 'a'"),
+        ({"a": 12, "b": 12}, {".": 3}, "has no label"),
+    ],
+)
+def test_labels_that_do_not_serve(
+    settings: dict[str, Any], tmp_path: Path, train: dict[str, int], val: dict[str, int], message: str
+) -> None:
+    labelled(tmp_path / "data" / "train", train)
+    (tmp_path / "data" / "val").mkdir()
+    labelled_val = {name: count for name, count in val.items() if name != "."}
+    labelled(tmp_path / "data" / "val", labelled_val)
+    for i in range(val.get(".", 0)):
+        Image.new("RGB", (36, 36)).save(tmp_path / "data" / "val" / f"{i}.png")
+    with pytest.raises(UserError, match=message):
+        linear(**settings | {"data": tmp_path / "data"})
+    assert not settings["out"].exists()
+
+
+def test_what_is_missing_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for changes, message in (
+        ({"checkpoint": tmp_path / "empty"}, "holds neither encoder.pt nor checkpoints"),
+        ({"checkpoint": tmp_path / "no.pt"}, "does not exist"),
+        ({"data": tmp_path / "nowhere"}, "is not a folder"),
+        ({"protocol": "swep"}, "did you mean 'sweep'"),
+        ({"out": None}, "out is not set"),
+        ({"arch": "resnet18"}, "does not fit resnet18"),
+    ):
+        with pytest.raises(UserError, match=message):
+            linear(**settings | changes)
+    assert not settings["out"].exists()
+
+
+def test_two_processes_end_with_the_head_of_one(live_settings: dict[str, Any], tmp_path: Path) -> None:
+    one, _ = linear(**live_settings)
+    flags = [f"--{key}={live_settings[key]}" for key in ("checkpoint", "data", "protocol", "workers")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    command += ["-m", "linear_eval", *flags, f"--out={tmp_path / 'two'}", "--image-size=32", "--runtime.device=cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads(next((tmp_path / "two").glob("evaluation_*.json")).read_text())
+    assert two["values"]["top1"] == pytest.approx(one.values["top1"])
+    heads = [
+        torch.load(next(out.rglob("head.pt")), weights_only=True) for out in (live_settings["out"], tmp_path / "two")
+    ]
+    torch.testing.assert_close(heads[0]["weight"], heads[1]["weight"], rtol=1e-4, atol=1e-5)
