@@ -45,6 +45,7 @@ EXTENSIONS = frozenset(
         ".avif",
     ]
 )  # what PIL reads among the formats photographs come in
+STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
 REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
 
 
@@ -221,6 +222,8 @@ class CentreCrops(Samples, Dataset[EvalBatch]):
         used, unreadable = [], list[Unreadable]()
         for row, index in enumerate(indices):
             image, where = self.decode(index, unreadable)
+            reach = STRIP * min(image.size)  # the ends of a long strip are out of the crop, but would be enlarged first
+            image = TF.center_crop(image, [min(image.height, reach), min(image.width, reach)])
             image = TF.resize(image, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR)
             crops[row] = np.asarray(TF.center_crop(image, [self.size, self.size]))
             used.append(where)

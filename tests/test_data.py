@@ -403,3 +403,23 @@ def test_policy_follows_the_settings() -> None:
     assert policy.grey_first and policy.blur_probability == 0
     assert (policy.scale, policy.blur_sigma) == ((0.3, 0.9), (0.2, 1.0))
     assert view_policy(DataConfig()) == ViewPolicy()
+
+
+@pytest.mark.parametrize("size", [(1, 30000), (30000, 1), (7, 900)])
+def test_centre_crop_of_a_long_strip_is_small_work(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "strip.png")
+    asked: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, to: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        asked.append(to)
+        return resize(self, to, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    crop = CentreCrops(ImageList.scan(tmp_path), 32, seed=0).__getitems__([0]).images
+    assert crop.shape == (1, 32, 32, 3)
+    assert asked
+    assert max(max(to) for to in asked) <= 4 * 37
