@@ -28,6 +28,7 @@ from moco.dist import gather_batch, rank, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from tests.runs import (
     DEADLINE,
+    assert_same_end,
     checkpoint,
     differing,
     flags,
@@ -336,6 +337,18 @@ def test_signal_to_one_rank_stops_all_after_one_step(pair: tuple[Path, list[Any]
 
 def test_error_that_only_rank_zero_sees_is_raised_on_all(pair: tuple[Path, list[Any]]) -> None:
     assert all("nowhere is not a folder: pass a folder of images" in one["missing"] for one in pair[1])
+
+
+def continue_run(settings: dict[str, Any]) -> None:
+    pretrain(**settings)
+
+
+def test_two_processes_continue_and_end_like_an_uninterrupted_run(
+    pair: tuple[Path, list[Any]], image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pair[0] / "stopped", tmp_path / "run")
+    on_ranks(2, tmp_path / "ranks", continue_run, settings_of_pair(image_folder, tmp_path / "run", teacher_file))
+    assert_same_end(tmp_path / "run", pair[0] / "whole")
 
 
 def test_one_process_continues_a_run_of_two(

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,23 @@ def test_signal_saves_the_step_and_exits_with_75(
     assert checkpoint(tmp_path / "run", 5)["step"] == 5
     pretrain(**settings)
     assert_same_end(tmp_path / "run", uninterrupted(teacher=teacher_file))
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.1, 75), (1.5, -signal.SIGINT)], ids=["forwarded", "by the user"])
+def test_second_interrupt_ends_at_once_only_when_the_user_sent_it(
+    pause: float, code: int, image_folder: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    process = start(tiny(image_folder, tmp_path / "run"), tmp_path / "stderr", hold_at, 5, flag)
+    wait_for(flag.exists, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)  # of the terminal
+    time.sleep(pause)
+    os.kill(process.pid, signal.SIGINT)  # torchrun passes it on to processes that have it already
+    time.sleep(0.1)
+    flag.unlink()
+    assert ended(process) == code
+    assert steps_saved(tmp_path / "run")[-1] == (5 if code == 75 else 3)
 
 
 def test_killed_run_continues_at_once_from_its_last_checkpoint(
