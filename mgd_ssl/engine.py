@@ -19,7 +19,7 @@ from mgd_ssl.log import RunLog, logger
 from mgd_ssl.meter import Clock, Meter
 from mgd_ssl.method import DistilledMoCo, Losses
 from mgd_ssl.monitor import KNNMonitor
-from mgd_ssl.rematch import save_costs, update_matching
+from mgd_ssl.rematch import save_costs, share_norm_statistics, update_matching
 from mgd_ssl.runtime import Runtime, StopRequest
 from mgd_ssl.schedule import learning_rate, matching_epochs
 from mgd_ssl.skipped import SkippedFiles
@@ -206,6 +206,7 @@ class Trainer:
     def evaluate(self, log: RunLog) -> Accuracy:
         """k-NN of the student as it is, beside its initial state and the teacher."""
         assert self.monitor is not None
+        share_norm_statistics(self.method.moco.encoder_q)  # every rank classifies a part, with what is saved
         student = self.monitor.evaluate(trunk(self.method.moco.encoder_q))
         if self.step == 0:
             self.knn_lines = {"random_top1": student.top1, "random_top5": student.top5}

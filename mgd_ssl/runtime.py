@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mgd_ssl.errors import UserError
 from moco.dist import is_distributed, rank, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+FORWARDED = 1.0  # seconds within which a second Ctrl-C is the first one, passed on by torchrun
 PATIENCE = timedelta(hours=2)  # of ranks that wait for rank 0, which may be listing millions of files
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,6 +129,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self._noted = 0.0
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     @contextmanager
@@ -140,9 +143,12 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number and number == signal.SIGINT:  # a second Ctrl-C: the user does not want to wait
-            raise KeyboardInterrupt
-        self.signal_number = number
+        again = self.signal_number == number == signal.SIGINT and time.monotonic() - self._noted > FORWARDED
+        if again:  # a second Ctrl-C: the user does not want to wait
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if not self.signal_number:
+            self.signal_number, self._noted = number, time.monotonic()
 
     def agreed(self) -> bool:
         """Whether all ranks stop now; call it once after every step, on all of them."""
