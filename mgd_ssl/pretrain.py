@@ -264,7 +264,7 @@ def run_folder(
     def enter() -> dict[str, Any] | None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            foreign = not (out / "config.json").exists() and any(f.name != ".lock" for f in out.iterdir())
+            foreign = not (out / "config.json").exists() and any(not f.name.startswith(".") for f in out.iterdir())
             if foreign:
                 raise UserError(f"{out} is not empty and holds no run: choose another --out")
             locks.append((out / ".lock").open("w"))

@@ -71,8 +71,13 @@ class SkippedFiles:
             )
 
     def _append(self, entries: list[dict[str, str]]) -> None:
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path} cannot be written ({error.strerror}): make room, then run the same command again"
+            ) from error
 
 
 def over_ranks(mine: dict[str, str]) -> dict[str, str]:
