@@ -253,6 +253,7 @@ class Trainer:
     def save(self, log: RunLog) -> None:
         """Write a checkpoint, if the losses so far are finite; returns on all ranks when it is whole."""
         self.meter.check_finite()
+        self.check_weights()
         self.meter.share()
         failure: list[TrainingError | None] = [None]
         if rank() == 0:
@@ -264,6 +265,16 @@ class Trainer:
             dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
             raise failure[0]
+
+    def check_weights(self) -> None:
+        """Raise TrainingError when the last update left the student with weights that are not finite: its loss
+        would tell a step later, after they were saved. They are the same on all ranks."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.method.moco.encoder_q.parameters()])
+        if not finite.all():
+            raise TrainingError(
+                f"the weights after step {self.step} are not finite and the checkpoint before it is kept: lower "
+                "optim.lr or mgd.weight, or use precision bfloat16 or float32, and start a new --out"
+            )
 
     def state(self, metrics_bytes: int) -> dict[str, Any]:
         """All that a run needs to go on; `state_dict` reads as an official MoCo checkpoint."""

@@ -315,3 +315,15 @@ def test_teacher_thinner_than_the_student_is_refused(image_folder: Path, tmp_pat
     thin = pretrain(**one_epoch(image_folder, tmp_path / "thin")).encoder
     with pytest.raises(UserError, match=r"thin_resnet14 cannot learn from .*only 16 teacher channels: choose a wider"):
         pretrain(**tiny(image_folder, tmp_path / "run", student="thin_resnet14", teacher=thin))
+
+
+def test_weights_that_are_not_finite_are_never_saved(image_folder: Path, tmp_path: Path) -> None:
+    trainer, [batch] = trainer_for(one_epoch(image_folder, tmp_path / "run"), 1)
+    trainer.meter.update(trainer.train_step(batch), 0)  # a finite loss
+    trainer.step = 1
+    with torch.no_grad():
+        next(trainer.method.moco.encoder_q.parameters())[0, 0, 0, 0] = float("inf")  # as an exploding update leaves it
+    (tmp_path / "log").mkdir()
+    with RunLog(tmp_path / "log", 3, 0) as log, pytest.raises(TrainingError, match="weights after step 1"):
+        trainer.save(log)
+    assert not trainer.checkpoints.paths()
