@@ -20,9 +20,10 @@ from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, Round, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Transform, standardising
 from mgd_ssl.config import RuntimeConfig, Settings, parse
-from mgd_ssl.data import ImageList, TrainingOrder
+from mgd_ssl.data import TrainingOrder
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.features import Features, extract_features
+from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog
 from mgd_ssl.runtime import Runtime, process
 from mgd_ssl.weights import LoadReport

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from linear_eval.frozen import FrozenBackbone
-from mgd_ssl.data import ImageList, Unreadable
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.features import Features, extract_features
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import world_size

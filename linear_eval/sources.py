@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from linear_eval.cache import check_finite
 from linear_eval.frozen import FrozenBackbone
-from mgd_ssl.data import EvalBatch, ImageList, Samples, TrainingOrder, Unreadable, batches
+from mgd_ssl.data import EvalBatch, Samples, TrainingOrder, batches
 from mgd_ssl.features import Features
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.runtime import Runtime
 from moco import ViewPolicy, draw_view, render_view
 from moco.dist import rank, world_size

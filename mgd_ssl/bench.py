@@ -17,9 +17,10 @@ from rich.table import Table
 
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig, RuntimeConfig, Settings, parse
-from mgd_ssl.data import ImageList, PretrainBatch
+from mgd_ssl.data import PretrainBatch
 from mgd_ssl.encoders import build_backbone, build_encoder
 from mgd_ssl.engine import Trainer
+from mgd_ssl.images import ImageList
 from mgd_ssl.matching import assign
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import Runtime, process

@@ -11,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.data import CentreCrops, ImageList, PretrainBatch, TrainingOrder, TwoViews, batches, subset, view_policy
+from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, batches, subset, view_policy
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.meter import Clock, Meter

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.data import CentreCrops, ImageList, Unreadable, batches, chunks
+from mgd_ssl.data import CentreCrops, batches, chunks
 from mgd_ssl.errors import UserError
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import broadcast, gather_batch, rank, world_size
 

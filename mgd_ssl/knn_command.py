@@ -17,11 +17,11 @@ from torch import nn
 
 from mgd_ssl.checkpoint import find_weights
 from mgd_ssl.config import RuntimeConfig, Settings, parse
-from mgd_ssl.data import Unreadable
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, extract_features, scan_labelled
+from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import TOLD, over_ranks

@@ -6,9 +6,10 @@ import numpy as np
 from torch import nn
 
 from mgd_ssl.config import KNNConfig
-from mgd_ssl.data import ImageList, subset
+from mgd_ssl.data import subset
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import extract_features, scan_labelled
+from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
 from mgd_ssl.runtime import Runtime
 from mgd_ssl.skipped import SkippedFiles

@@ -14,11 +14,11 @@ import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
 from mgd_ssl.config import PretrainConfig, differences, parse
-from mgd_ssl.data import ImageList
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD

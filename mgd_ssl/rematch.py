@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.checkpoint import write_whole
-from mgd_ssl.data import CentreCrops, Unreadable, batches, chunks
+from mgd_ssl.data import CentreCrops, batches, chunks
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.images import Unreadable
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import StageMatch

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mgd_ssl.data import ImageList, Unreadable
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.log import logger
 from moco.dist import rank, sum_over_ranks, world_size
 

@@ -16,7 +16,6 @@ from mgd_ssl.config import DataConfig
 from mgd_ssl.data import (
     CentreCrops,
     EvalBatch,
-    ImageList,
     PretrainBatch,
     TrainingOrder,
     TwoViews,
@@ -26,6 +25,7 @@ from mgd_ssl.data import (
     view_policy,
 )
 from mgd_ssl.errors import UserError
+from mgd_ssl.images import ImageList
 from mgd_ssl.skipped import SkippedFiles
 from moco import ViewPolicy, draw_view, render_view
 from tests.conftest import write_images

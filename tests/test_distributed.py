@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data import CentreCrops, ImageList
+from mgd_ssl.data import CentreCrops
 from mgd_ssl.encoders import build_backbone
+from mgd_ssl.images import ImageList
 from mgd_ssl.rematch import update_matching
 from mgd_ssl.runtime import StopRequest, on_rank_zero
 from mgd_ssl.runtime import process as this_process

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from mgd_ssl import PretrainConfig, Teacher, TrainingError, UserError, pretrain
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.cli import main
-from mgd_ssl.data import ImageList, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
+from mgd_ssl.data import PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
+from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import AUTOCAST, Runtime

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mgd_ssl.data import ImageList, Unreadable
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.skipped import TOLD, SkippedFiles
 
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgd_ssl import features as features_module
-from mgd_ssl.data import ImageList
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
+from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy, knn_accuracies
 from mgd_ssl.runtime import Runtime
 

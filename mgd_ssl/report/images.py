@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgd_ssl.config import PretrainConfig, RuntimeConfig
-from mgd_ssl.data import CentreCrops, ImageList, TrainingOrder, TwoViews, subset, view_policy
+from mgd_ssl.data import CentreCrops, TrainingOrder, TwoViews, subset, view_policy
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
+from mgd_ssl.images import ImageList
 from mgd_ssl.report.figures import COLOURS, Picture, drawn, label, picture
 from mgd_ssl.report.runs import Run
 from mgd_ssl.runtime import process
