@@ -14,6 +14,7 @@ from launchers.records import Records
 from launchers.states import UNKNOWN, State, states
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import INTERRUPTED, UserError
+from mgd_ssl.pretrain import in_use
 from mgd_ssl.report.runs import short_names
 
 TAIL = 65536  # bytes of a log in which its last line is looked for
@@ -104,20 +105,22 @@ def row(run: Path, name: str, records: Records | None, state: State) -> Row:
 
 
 def state_of(run: Path, records: Records | None, state: State) -> str:
-    """`running`, `pending (Priority)`, `finished`, `failed, code 3`, `stopped`, ..."""
+    """`running`, `pending (Priority)`, `finished`, `failed, code 3`, `stopped` (saved), `cancelled`, `killed`, ..."""
     if state.alive:
         return state.name.lower() + (f" ({state.reason})" if state.reason and state.name == "PENDING" else "")
+    if in_use(run):
+        return "running"
     if (run / "result.json").is_file():
         return "finished"
     if records is None:
-        return "not launched"
+        return "stopped"
     end, failures = records.end(), records.failures()
     if failures:
         return f"failed, code {failures[0].code}"
     if state is not UNKNOWN and state.name not in ("COMPLETED", "FAILED"):
         return state.name.lower().replace("_", " ")
     if end is None:
-        return "running" if records.submission().launcher == "local" else state.name.lower()
+        return "killed"
     return {0: "finished", INTERRUPTED: "stopped"}.get(end.code, f"failed, code {end.code}")
 
 
