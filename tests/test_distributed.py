@@ -259,6 +259,17 @@ def test_ranks_agree_on_the_step_they_stop_after(found: dict[int, list[Any]]) ->
     assert agreed[0][-1] and 4 <= len(agreed[0]) <= 6  # soon after the signal before call 4
 
 
+def join_and_exchange() -> bool:
+    dist.init_process_group("gloo")
+    right = shuffled_images()
+    dist.destroy_process_group()
+    return right
+
+
+def test_three_ranks_exchange_unequal_parts(tmp_path: Path) -> None:
+    assert on_ranks(3, tmp_path / "ranks", join_and_exchange) == [True] * 3
+
+
 def test_result_and_error_of_rank_zero_reach_all(found: dict[int, list[Any]]) -> None:
     assert [one["collectives"]["shared"] for one in found[2]] == ["from rank 0"] * 2
 
