@@ -38,7 +38,7 @@ class LinearConfig(Settings):
     """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
     data: Path | None = None
     """Folder with train/<class>/* and val/<class>/*. Required."""
-    protocol: str = "sweep_full"
+    protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
     """Folder for the result, and for cached features; None: the run folder."""
