@@ -90,7 +90,7 @@ def variants(epochs: int) -> dict[str, Protocol]:
     """One head, the search, and all heads all the way, of the length asked for."""
     base = load_protocol("sweep").model_dump() | {"epochs": epochs}
     shrink = epochs / load_protocol("sweep").epochs
-    rounds = [r | {"epochs": r["epochs"] * shrink} for r in base["rounds"]]
+    rounds = [r | {"epochs": r["epochs"] * shrink, "steps": round(r["steps"] * min(1, shrink))} for r in base["rounds"]]
     one = {"lrs": (0.01,), "weight_decays": (0.0,), "rounds": ()}
     return {
         "one": Protocol(**base | one),
@@ -103,13 +103,14 @@ class Trained(NamedTuple):
     """One whole evaluation."""
 
     seconds: float
+    cpu_seconds: float  # of this process, which other work on the machine does not add to
     top1: float
     lr: float
 
 
 def trained(protocol: Protocol, train: Features, val: Features, runtime: Runtime, seed: int = 0) -> Trained:
     """Time of an evaluation, its accuracy in percent, and the learning rate it ended with."""
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     source, val_source = (
         CachedSource(features, standardising(train.values, False, runtime.device), runtime.device)
         for features in (train, val)
@@ -119,7 +120,8 @@ def trained(protocol: Protocol, train: Features, val: Features, runtime: Runtime
     with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
         probe.train(log, lambda: False, lambda: None)
         top1 = probe.result().top1[0]
-    return Trained(time.perf_counter() - started, top1, probe.settings[0].lr)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return Trained(seconds, cpu_seconds, top1, probe.settings[0].lr)
 
 
 def choices(config: BenchConfig, runtime: Runtime) -> int:
@@ -136,7 +138,7 @@ def choices(config: BenchConfig, runtime: Runtime) -> int:
         ]
         lost = [run["all"].top1 - run["search"].top1 for run in runs]
         cost = {
-            kind: statistics.median(run[kind].seconds / run["one"].seconds for run in runs)
+            kind: statistics.median(run[kind].cpu_seconds / run["one"].cpu_seconds for run in runs)
             for kind in ("search", "all")
         }
         result[name] = {"lost": lost, "cost": cost["search"], "cost_of_all": cost["all"]}
@@ -157,22 +159,24 @@ def search_cost(config: BenchConfig, runtime: Runtime) -> dict[str, float]:
     """The search beside one head, interleaved."""
     train, val = synthetic(config, config.images, 1), synthetic(config, config.images // 5, 2)
     protocols = variants(config.epochs)
-    times: dict[str, list[float]] = {"one": [], "search": []}
-    found: dict[str, float] = {}
-    for _ in range(config.rounds):
-        for name, seconds in times.items():
-            took, found[f"{name}_top1"], found[f"{name}_lr"] = trained(protocols[name], train, val, runtime)
-            seconds.append(took)
+    runs: list[dict[str, Trained]] = [
+        {name: trained(protocols[name], train, val, runtime) for name in ("one", "search")}
+        for _ in range(config.rounds)
+    ]
+    ratios = [run["search"].seconds / run["one"].seconds for run in runs]
+    cpu_ratios = [run["search"].cpu_seconds / run["one"].cpu_seconds for run in runs]
     if config.all_the_way:
-        found["all_seconds"], found["all_top1"], found["all_lr"] = trained(protocols["all"], train, val, runtime)
-    ratios = [search / one for one, search in zip(times["one"], times["search"], strict=True)]
-    return {
-        "one_head_seconds": statistics.median(times["one"]),
-        "search_seconds": statistics.median(times["search"]),
+        runs[-1]["all"] = trained(protocols["all"], train, val, runtime)
+    found = {f"{name}_{what}": value for name, one in runs[-1].items() for what, value in one._asdict().items()}
+    return found | {
+        "one_seconds": statistics.median(run["one"].seconds for run in runs),
+        "search_seconds": statistics.median(run["search"].seconds for run in runs),
         "search_over_one_head": statistics.median(ratios),
         "lowest_ratio": min(ratios),
         "highest_ratio": max(ratios),
-        **found,
+        "search_over_one_head_cpu": statistics.median(cpu_ratios),
+        "lowest_cpu_ratio": min(cpu_ratios),
+        "highest_cpu_ratio": max(cpu_ratios),
     }
 
 

@@ -244,7 +244,8 @@ class Evaluator:
                 skipped.share()
                 if stop.agreed():
                     raise Interrupted(
-                        f"stopped while computing features of {split}: the same command starts them anew",
+                        f"stopped by {signal.Signals(stop.signal_number).name} while computing features of {split}: "
+                        "the same command continues from there",
                         stop.signal_number,
                     )
 
