@@ -99,11 +99,10 @@ def untrained(runtime: Runtime) -> Callable[[ImageList], NDArray[np.float32]]:
 def sets(runtime: Runtime) -> dict[str, Callable[[], Pair]]:
     """All of them by name."""
     return {
-        "little noise": lambda: gaussian(16_000, 128, 50, 0.5),
-        "noise": lambda: gaussian(16_000, 128, 50, 1.0),
-        "more noise": lambda: gaussian(16_000, 128, 50, 2.0),
-        "hardly anything but noise": lambda: gaussian(16_000, 128, 50, 3.0),
-        "many images": lambda: gaussian(50_000, 128, 30, 1.0),
+        "little noise": lambda: gaussian(10_000, 128, 25, 0.5),
+        "noise": lambda: gaussian(10_000, 128, 25, 1.0),
+        "more noise": lambda: gaussian(10_000, 128, 25, 2.0),
+        "many images": lambda: gaussian(50_000, 64, 20, 1.0),
         "18 images a class": lambda: gaussian(2000, 256, 100, 0.7),
         "fewer images than it takes": lambda: gaussian(1500, 512, 10, 1.5),
         "40 % wrong labels": lambda: gaussian(12_000, 128, 20, 0.7, wrong_labels=0.4),

@@ -186,7 +186,7 @@ class Evaluator:
             logger.info("%s; seed %d", self.protocol_string(), seed)
             logger.info("backbone %s", self.backbone.report)
             skipped = [
-                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable)
+                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable, "--max-unreadable")
                 for name, (images, _) in (("train", self.train), ("val", self.val))
             ]
             probe = self.probe(seed, skipped, stop)
