@@ -142,14 +142,13 @@ def choices(config: BenchConfig, runtime: Runtime) -> int:
             for kind in ("search", "all")
         }
         result[name] = {"lost": lost, "cost": cost["search"], "cost_of_all": cost["all"]}
-
-        def told(kind: str, what: str, runs: list[dict[str, Trained]] = runs) -> str:
-            return " ".join(f"{getattr(run[kind], what):.4g}" for run in runs)
-
-        table.add_row(
-            name, told("all", "lr"), told("all", "top1"), told("search", "lr"), told("search", "top1"),
-            " ".join(f"{value:+.2f}" for value in lost), f"{cost['search']:.1f}", f"{cost['all']:.1f}",
-        )  # fmt: skip
+        found = [
+            " ".join(f"{value:.4g}" for value in values)
+            for kind in ("all", "search")
+            for values in ([run[kind].lr for run in runs], [run[kind].top1 for run in runs])
+        ]
+        told = " ".join(f"{value:+.2f}" for value in lost)
+        table.add_row(name, *found, told, f"{cost['search']:.1f}", f"{cost['all']:.1f}")
     Console(width=160).print(table)
     print(json.dumps(result))
     return 0

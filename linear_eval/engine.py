@@ -160,7 +160,7 @@ class Probe:
             assert self.judge is not None
             rows = self.stages[0].rows
             some = rows[:: max(1, len(rows) // (ROWS_PER_DIMENSION * self.dim))]
-            self.basis = principal(self.judge.take(some)[0])
+            self.basis = principal(self.judge.all(some), self.dim, self.device)
         return self.basis
 
     def _source(self) -> Source:

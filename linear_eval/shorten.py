@@ -11,12 +11,13 @@ a constant times the variance of the features along their principal directions.
 Shapes: H heads, d features.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from moco.dist import broadcast
+from moco.dist import broadcast, sum_over_ranks
 
 ROWS_PER_DIMENSION = 32  # of a table; more do not change what is learnt about its spectrum
 
@@ -28,12 +29,21 @@ class Basis(NamedTuple):
     variances: Tensor  # [d] of the features along them
 
 
-def principal(x: Tensor) -> Basis:
-    """Directions in which features [n, d] of zero mean are uncorrelated, equal on all ranks."""
-    moments = (x.T @ x).double() / len(x)
-    variances, vectors = torch.linalg.eigh(moments)
+def principal(batches: Iterable[tuple[Tensor, Tensor]], dim: int, device: torch.device) -> Basis:
+    """Directions in which features of zero mean are uncorrelated, equal on all ranks.
+
+    Args:
+        batches: this rank's part of the features [N, d], and something that is not used.
+        dim: d.
+        device: where they are.
+    """
+    moments, count = torch.zeros(dim, dim, dtype=torch.float64, device=device), torch.zeros(1, device=device)
+    for x, _ in batches:
+        moments += x.T @ x
+        count += len(x)
+    variances, vectors = torch.linalg.eigh(sum_over_ranks(moments) / sum_over_ranks(count))
     # two libraries may choose different signs, so one process decides
-    return Basis(broadcast(vectors.float().contiguous()), broadcast(variances.float().clamp(min=0)))
+    return Basis(broadcast(vectors.float().contiguous()), broadcast(variances.float().clamp_(min=0)))
 
 
 class Stretch(NamedTuple):

@@ -91,7 +91,8 @@ class CachedSource:
         source = copy(self)
         source.transform = self.transform._replace(rotation=rotation)
         if self.values.nbytes <= TURNED_AT_ONCE:
-            source.values = torch.cat([source.transform(part.to(self.device)) for part in self.values.split(CHUNK)])
+            parts = [source.transform(part.to(self.device)).to(part.device) for part in self.values.split(CHUNK)]
+            source.values = torch.cat(parts)
             source.transform = Transform()
         return source
 

@@ -44,7 +44,7 @@ def test_features_that_do_not_vary_and_learning_rates_of_zero() -> None:
 
 def test_principal_directions_against_numpy() -> None:
     x = np.random.default_rng(0).standard_normal((500, 6)) @ np.random.default_rng(1).standard_normal((6, 6))
-    basis = principal(torch.from_numpy(x).float())
+    basis = principal([(part, part) for part in torch.from_numpy(x).float().split(150)], 6, torch.device("cpu"))
     turned = x @ basis.vectors.double().numpy()
     np.testing.assert_allclose(turned.T @ turned / 500, np.diag(basis.variances.numpy()), atol=1e-4)
     np.testing.assert_allclose(basis.variances, np.linalg.svd(x)[1][::-1] ** 2 / 500, rtol=1e-4, atol=1e-5)
@@ -57,7 +57,7 @@ def test_a_short_stretched_training_ends_about_where_the_long_one_does() -> None
     means = torch.randn(5, 12, generator=generator)
     x = means[labels] + 1.5 * torch.randn(2000, 12, generator=generator) + 4 * torch.randn(2000, 1, generator=generator)
     x = (x - x.mean(0)) / x.std(0)
-    basis = principal(x)
+    basis = principal([(x, labels)], 12, torch.device("cpu"))
     assert basis.variances[-1] > 50 * basis.variances[0]
     settings = [Setting(lr, 0.0) for lr in (1e-4, 1e-3, 1e-2, 1e-1)]
 
