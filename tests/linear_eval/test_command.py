@@ -20,7 +20,7 @@ from mgd_ssl.checkpoint import serialised
 from mgd_ssl.encoders import build_encoder
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.evaluation import Evaluation
-from tests.linear_eval.conftest import weights
+from tests.linear_eval.conftest import BASE, LIVE, weights, write_protocol
 from tests.runs import flags
 
 
@@ -166,17 +166,19 @@ def test_what_is_missing_is_named(settings: dict[str, Any], tmp_path: Path) -> N
     assert not settings["out"].exists()
 
 
-def test_two_processes_end_with_the_head_of_one(live_settings: dict[str, Any], tmp_path: Path) -> None:
-    one, _ = linear(**live_settings)
-    flags = [f"--{key}={live_settings[key]}" for key in ("checkpoint", "data", "protocol", "workers")]
+@pytest.mark.parametrize("protocol", [LIVE, BASE | {"curvature": 0.1}], ids=["live", "stretched search"])
+def test_two_processes_end_with_the_head_of_one(
+    protocol: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["protocol"] = str(write_protocol(tmp_path / "p.toml", protocol))
+    one, _ = linear(**settings)
+    arguments = [f"--{key}={settings[key]}" for key in ("checkpoint", "data", "protocol", "workers")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    command += ["-m", "linear_eval", *flags, f"--out={tmp_path / 'two'}", "--image-size=32", "--runtime.device=cpu"]
+    command += ["-m", "linear_eval", *arguments, f"--out={tmp_path / 'two'}", "--image-size=32", "--runtime.device=cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads(next((tmp_path / "two").glob("evaluation_*.json")).read_text())
     assert two["values"]["top1"] == pytest.approx(one.values["top1"])
-    heads = [
-        torch.load(next(out.rglob("head.pt")), weights_only=True) for out in (live_settings["out"], tmp_path / "two")
-    ]
+    heads = [torch.load(next(out.rglob("head.pt")), weights_only=True) for out in (settings["out"], tmp_path / "two")]
     torch.testing.assert_close(heads[0]["weight"], heads[1]["weight"], rtol=1e-4, atol=1e-5)
