@@ -20,7 +20,7 @@ from mgd_ssl.features import Features, extract_features
 from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
-from moco.dist import world_size
+from moco.dist import rank, world_size
 
 BATCH = 64  # images in a forward pass
 PART_SECONDS = 20  # time between two looks at whether to stop
@@ -112,8 +112,8 @@ def compute(
         keep = True
         raise
     finally:
-        if not keep:
-            on_rank_zero(writer.discard)
+        if not keep and rank() == 0:
+            writer.discard()
 
 
 @contextmanager
@@ -121,18 +121,21 @@ def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[No
     """Keep other processes from computing a cache entry, after waiting for one that does."""
     locks: list[IO[str]] = []  # open while the block runs
 
-    def taken() -> bool:
+    def open_lock() -> None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = place.with_name(f".{place.name}.lock").open("w")
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            locks.append(place.with_name(f".{place.name}.lock").open("w"))
         except OSError as error:
             raise unwritable(place, error) from error
-        locks.append(lock)
+
+    def taken() -> bool:
+        try:
+            fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which data workers would inherit
+        except BlockingIOError:
+            return False
         return True
 
+    on_rank_zero(open_lock)
     try:
         for attempt in count():
             if on_rank_zero(taken):
@@ -201,6 +204,7 @@ class Writer:
             self.discard()
             return 0
         assert len(values) == len(labels) == self.total
+        self._reserve((self.total - done) * values.shape[1] * 4)
         self.values, self.labels, self.done = values, labels, done
         return done
 
@@ -225,8 +229,8 @@ class Writer:
         """Give the entry its name."""
         assert self.done == self.total
         try:
-            (self.unfinished / "done").unlink()
             self.unfinished.rename(self.place)
+            (self.place / "done").unlink()
         except OSError as error:
             raise unwritable(self.place, error) from error
 
