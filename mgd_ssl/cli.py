@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": ("mgd_ssl.pretrain", "pretrain a student with MoCo v2, guided by a teacher through MGD"),
     "linear": ("linear_eval.linear", "linear classifiers on a frozen backbone, by published protocols or a search"),
     "knn": ("mgd_ssl.knn_command", "k-NN accuracy of a trained backbone on a labelled folder"),
+    "pack": ("mgd_ssl.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "report": ("mgd_ssl.report", "write an HTML report on runs, side by side"),
     "bench": ("mgd_ssl.bench", "measure the training step against the bare networks"),
 }

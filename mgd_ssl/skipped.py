@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from moco.dist import rank, sum_over_ranks, world_size
 
@@ -25,7 +25,7 @@ class SkippedFiles:
         max_share: of unreadable images among all, above which the run stops.
     """
 
-    def __init__(self, path: Path, images: ImageList, max_share: float) -> None:
+    def __init__(self, path: Path, images: Images, max_share: float) -> None:
         self.path, self.images, self.max_share = path, images, max_share
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes

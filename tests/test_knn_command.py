@@ -164,7 +164,7 @@ def damage_images(data: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (remove_val, "val is not a folder: --data needs train/<class>/* and val/<class>/* in it"),
+        (remove_val, "val is not there: --data needs train/<class>/* and val/<class>/* in it"),
         (rename_class, "differ in classes (circles, discs): make them the same"),
         (put_images_into_no_class, "0000.jpg has no label: put images into one folder a class"),
         (leave_one_class, "holds the single class 'squares'"),
