@@ -98,7 +98,11 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
     source, out = config.images, config.out
     if source is None or out is None:
         raise UserError("mgd-ssl pack takes two folders: that of the images, and that of the shards to be written")
-    images = open_images(source)
+    return pack_images(open_images(source), config, out)
+
+
+def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
+    """Rewrite images that are open already; `pack` for the rest."""
     with run_folder(out, description(config, images), check_same_pack) as finished:
         packer = Packer(config, out, images)
         if finished is None:

@@ -116,9 +116,7 @@ def test_only_larger_images_are_reduced(tmp_path: Path) -> None:
         assert packed.read(i) == source.read(i)
     for i in (0, 4):
         expected = np.asarray(source.open(i).resize(packed.open(i).size, Image.Resampling.LANCZOS), dtype=float)
-        assert (
-            np.abs(np.asarray(packed.open(i), dtype=float) - expected).mean() < 5
-        )  # levels, of JPEG with halved chroma
+        assert np.abs(np.asarray(packed.open(i), dtype=float) - expected).mean() < 5  # levels
 
 
 def test_a_lower_quality_is_a_smaller_pack(tmp_path: Path) -> None:
