@@ -162,6 +162,8 @@ class Packing(Dataset[list[Packed]]):
             if self.short_side is not None and min(size) > self.short_side:
                 return Packed(reduced(decode(content), self.short_side, self.quality), ".jpg", "")
             extension = os.path.splitext(name)[1] if is_image(name) else f".{kind}".lower()
+            if not is_image(f"x{extension}"):  # JPEGs of telephones are of the kind MPO; readers look at the content
+                extension = ".jpg"
             return Packed(content, extension, "")
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
             return Packed(b"", "", f"{type(error).__name__}: {error}")

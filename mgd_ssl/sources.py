@@ -1,12 +1,15 @@
 """Opens images wherever they are: a folder, tar shards, a Hugging Face data set."""
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.hugging_face import SUFFIXES, ArrowImages, saved_files
 from mgd_ssl.images import ImageList, Images, is_image
 from mgd_ssl.shards import INDEX_NAME, open_packed, open_shards
 
+FILES = (".tar", *SUFFIXES)
 KINDS = "a folder of images, tar shards (a folder, a file, a pattern, a list) or a Hugging Face data set"
 
 
@@ -15,7 +18,8 @@ def open_images(path: Path) -> Images:
 
     Args:
         path: a folder of images; tar shards as the folder they lie in, one .tar file, a pattern like `dir/*.tar`, or
-            a text file with a path a line, relative to it.
+            a text file with a path a line, relative to it; a Hugging Face data set as the folder of `save_to_disk`, or
+            as .arrow or .parquet files, named in the same ways.
 
     Raises:
         UserError: when there is no image, or a file is missing or damaged.
@@ -23,10 +27,19 @@ def open_images(path: Path) -> Images:
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():
-        return open_shards([path] if path.suffix == ".tar" else listed(path))
+        return open_files([path] if path.suffix in FILES else listed(path))
     if found := matching(path):
-        return open_shards(found)
+        return open_files(found)
     raise UserError(f"{path} is not there: pass {KINDS}")
+
+
+def open_files(paths: Sequence[Path]) -> Images:
+    """The images in several files of one kind."""
+    if unknown := [path for path in paths if path.suffix not in FILES]:
+        raise UserError(f"{unknown[0]} is none of {', '.join(FILES)}: pass {KINDS}")
+    if odd := [path for path in paths if path.suffix != paths[0].suffix]:
+        raise UserError(f"{odd[0]} cannot be read together with {paths[0]}: pass files of one kind")
+    return open_shards(paths) if paths[0].suffix == ".tar" else ArrowImages(paths)
 
 
 def is_there(path: Path) -> bool:
@@ -40,12 +53,15 @@ def matching(pattern: Path) -> list[Path]:
 
 
 def _open_folder(folder: Path) -> Images:
-    """Shards where there is an index of them, or nothing else than shards; else images."""
+    """Shards or a data set where the folder says so, or holds such files and neither images nor folders."""
     if (folder / INDEX_NAME).exists():
         return open_packed(folder)
-    shards = sorted(folder.glob("*.tar"))
-    if shards and not any(entry.is_dir() or is_image(entry.name) for entry in folder.iterdir()):
-        return open_shards(shards)
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+        return ArrowImages(saved_files(folder))
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.suffix in FILES]
+    if files and not any(entry.is_dir() or is_image(entry.name) for entry in entries):
+        return open_files(files)
     return ImageList.scan(folder)
 
 
@@ -60,10 +76,8 @@ def listed(path: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is neither a .tar file nor a list of them: pass {KINDS}") from error
+        raise UserError(f"{path} is neither {' nor '.join(FILES)} nor a list of such files: pass {KINDS}") from error
     found = [path.parent / line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise UserError(f"{path} lists no shard: write one path a line")
-    if odd := [shard for shard in found if shard.suffix != ".tar"]:
-        raise UserError(f"{path} lists {odd[0].name}, which is no .tar file: write one shard a line")
+        raise UserError(f"{path} lists no file: write one path a line")
     return found

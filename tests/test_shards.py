@@ -360,9 +360,9 @@ def test_what_is_no_source_is_told(tmp_path: Path) -> None:
         "nowhere": "nowhere is not there: pass a folder of images, tar shards",
         "*.tar": "is not there: pass a folder",
         "0000.jpg": "is a single image",
-        "binary": "neither a .tar file nor a list",
-        "empty.txt": "lists no shard",
-        "odd.txt": "lists a.zip, which is no .tar file",
+        "binary": "neither .tar nor .arrow nor .parquet nor a list",
+        "empty.txt": "lists no file",
+        "odd.txt": "a.zip is none of .tar, .arrow, .parquet",
         "twice.txt": "x.tar is listed twice",
     }.items():
         with pytest.raises(UserError, match=told.replace("*", r"\*")):
