@@ -103,13 +103,15 @@ def answer(connection: Connection, function: Any, args: Any) -> None:
 
 
 def measured(path: Path, workers: int, reads: int) -> dict[str, float]:
-    """Seconds to open and to label images, memory, and what readers take."""
+    """Seconds to open, to hash and to label images, memory, and what readers take."""
     before, started = private_megabytes(), time.perf_counter()
     images = open_images(path)
     opened = time.perf_counter()
     found = {"open_s": opened - started, "open_MB": private_megabytes() - before}
+    images.fingerprint()
+    hashed = time.perf_counter()
     images.labels()
-    found["labels_s"] = time.perf_counter() - opened
+    found |= {"fingerprint_s": hashed - opened, "labels_s": time.perf_counter() - hashed}
     for start in ("fork", "spawn"):
         nothing, _ = in_process(start, read_some, None, reads)
         several = [in_process(start, read_some, images, reads) for _ in range(workers)]

@@ -39,7 +39,7 @@ class KNNEvaluationConfig(Settings):
     """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's.
     Required."""
     data: Path | None = None
-    """Folder with train/<class>/* (votes) and val/<class>/* (classified). Required."""
+    """Folder with train/<class>/* (votes) and val/<class>/* (classified), or with shards in train and val. Required."""
     out: Path | None = None
     """Folder of the results, one evaluation_knn_*.json a row; None: that of the run, and for files that lie in no
     run's folder the table is only printed."""

@@ -27,6 +27,7 @@ ROW = np.dtype(
         ("shard", "<u4"),  # number in `ShardIndex.shards`
         ("offset", "<u8"),  # where the encoded image starts in the shard; its header is the BLOCK before
         ("size", "<u8"),  # of the encoded image in bytes
+        ("mark", "<u4"),  # CRC-32 of its header, to tell that it is still there
         ("name_end", "<u8"),  # where its name ends in `ShardIndex.packed`
         ("label", "<i4"),  # number in `ShardIndex.classes`, NO_LABEL without .cls
     ]
@@ -37,11 +38,10 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file, and how to tell that it is still the one that was indexed."""
+    """A tar file when it was indexed."""
 
     name: str  # path relative to the root
     size: int  # bytes
-    mark: int  # CRC-32 of the header of its last image, 0 without one
     time: int  # of its last change, in ns; 0 where the index travels with the shards, whose copies have other times
 
 
@@ -138,7 +138,7 @@ class IndexBuilder:
     """Collects the images of one shard."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._names: list[bytes] = []
         self._bytes = 0
         self._classes: dict[str, int] = {}
@@ -149,20 +149,25 @@ class IndexBuilder:
         self._names.append(os.fsencode(name))
         self._bytes += len(self._names[-1])
         number = NO_LABEL if label is None else self._classes.setdefault(label, len(self._classes))
-        self._rows.append((0, offset, size, self._bytes, number))
+        self._rows.append((0, offset, size, 0, self._bytes, number))
 
     def finish(self, file: BinaryIO, name: str, time: int) -> ShardIndex:
         """The index of the shard, which is the open file; `time` as in `Shard`."""
         rows = np.array(self._rows, dtype=ROW)
-        mark = mark_of(file, int(rows["offset"][-1])) if len(rows) else 0
+        rows["mark"] = [mark_of(read_at(file.fileno(), offset, 0)) for offset in rows["offset"].tolist()]
         packed = np.frombuffer(b"".join(self._names), dtype=np.uint8)
-        shard = Shard(name, os.fstat(file.fileno()).st_size, mark, time)
+        shard = Shard(name, os.fstat(file.fileno()).st_size, time)
         return ShardIndex([shard], rows, packed, list(self._classes), self.ignored)
 
 
-def mark_of(file: BinaryIO, offset: int) -> int:
-    """CRC-32 of the header before the content at `offset`."""
-    return zlib.crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
+def read_at(descriptor: int, offset: int, size: int) -> bytes:
+    """The header before the content at `offset`, and `size` bytes of the content; less where the file ends before."""
+    return os.pread(descriptor, BLOCK + size, offset - BLOCK)
+
+
+def mark_of(block: bytes) -> int:
+    """CRC-32 of the header at the start of a block."""
+    return zlib.crc32(block[:BLOCK])
 
 
 # scanning

@@ -3,19 +3,18 @@
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.images import Images, folder_labels, hash_of_files
 from mgd_ssl.log import logger, progress_bar
-from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, numbered, scan_shard
+from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, numbered, read_at, scan_shard
 
 INDEX_NAME = "shards.index"  # of the index that `mgd-ssl pack` leaves beside its shards
 OPEN_SHARDS = 256  # file descriptors a process holds at most; others are opened again when they are needed
@@ -58,15 +57,11 @@ class ShardImages(Images):
         Raises:
             OSError: as the file system says, or when the shard holds something else there than when it was indexed.
         """
-        number, offset, size, _, _ = self.index.rows[index].item()
+        number, offset, size, mark, _, _ = self.index.rows[index].item()
         shard = self.index.shards[number]
         opened = _opened(self.root / shard.name, shard)
-        block = os.pread(opened.number, BLOCK + size, offset - BLOCK)
-        try:
-            found = tarfile.TarInfo.frombuf(block[:BLOCK], "utf-8", "surrogateescape").size
-        except tarfile.HeaderError:
-            found = -1
-        if found != size or len(block) < BLOCK + size:
+        block = read_at(opened.number, offset, size)
+        if mark_of(block) != mark or len(block) < BLOCK + size:
             raise OSError(f"{self.root / shard.name} is no longer the file that was indexed: restore it or start again")
         return block[BLOCK:]
 
@@ -213,8 +208,13 @@ def is_current(images: ShardImages) -> bool:
                 stat = os.fstat(file.fileno())
                 if stat.st_size != shard.size or shard.time not in (0, stat.st_mtime_ns):
                     return False
-                if has_images and mark_of(file, int(rows["offset"][ends[number] - 1])) != shard.mark:
+                if has_images and not is_there(file, rows[ends[number] - 1]):
                     return False
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or leave it out") from error
     return True
+
+
+def is_there(file: BinaryIO, row: np.void) -> bool:
+    """Whether the header of an image (a row of an index) is where it was in its shard."""
+    return mark_of(read_at(file.fileno(), int(row["offset"]), 0)) == row["mark"]

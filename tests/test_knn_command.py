@@ -17,6 +17,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import extract_features, scan_labelled
 from mgd_ssl.knn import Accuracy, knn_accuracies
+from mgd_ssl.pack import pack
 from mgd_ssl.pretrain import pretrain
 from mgd_ssl.weights import load_backbone
 from tests.conftest import write_images
@@ -219,3 +220,15 @@ def test_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
             assert np.array_equal(np.array(values, dtype=np.float32), one.values) and labels == one.labels.tolist()
         assert {(k, t): Accuracy(*accuracy) for (k, t), accuracy in rows} == accuracies
         assert "circles/0003.jpg has features that are not finite" in sentence
+
+
+def test_shards_give_the_table_of_their_folders(run: Path, knn: Command, image_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pack(images=image_folder / split, out=tmp_path / "shards" / split, shard_images=7, workers=0)
+    tables = []
+    for data in (image_folder, tmp_path / "shards"):
+        code, _, _ = knn(run, "--k", "1", "5", "--out", str(tmp_path / data.name), data=data)
+        assert code == 0
+        found = sorted((tmp_path / data.name).glob("*.json"))
+        tables.append({path.name: Evaluation.load(path).values for path in found})
+    assert tables[0] == tables[1] and len(tables[0]) == 2
