@@ -121,6 +121,13 @@ class ArrowImages(Images):
         return hash_of_files(self.root, self.fingerprint(), (os.path.relpath(path, self.root) for path in self.paths))
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was made by `save_to_disk`, of one split or of several."""
+    return (folder / "dataset_dict.json").exists() or all(
+        (folder / name).exists() for name in ("state.json", "dataset_info.json")
+    )
+
+
 def saved_files(folder: Path) -> list[Path]:
     """The Arrow files of a folder made by `save_to_disk`, in their order.
 

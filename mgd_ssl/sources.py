@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.hugging_face import SUFFIXES, ArrowImages, saved_files
+from mgd_ssl.hugging_face import SUFFIXES, ArrowImages, is_saved, saved_files
 from mgd_ssl.images import ImageList, Images, is_image
 from mgd_ssl.shards import INDEX_NAME, open_packed, open_shards
 
@@ -56,7 +56,7 @@ def _open_folder(folder: Path) -> Images:
     """Shards or a data set where the folder says so, or holds such files and neither images nor folders."""
     if (folder / INDEX_NAME).exists():
         return open_packed(folder)
-    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+    if is_saved(folder):
         return ArrowImages(saved_files(folder))
     entries = sorted(folder.iterdir())
     files = [entry for entry in entries if entry.suffix in FILES]

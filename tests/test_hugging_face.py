@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from mgd_ssl.sources import open_images
 from tests.conftest import write_images
 from tests.runs import assert_same_end, processes, tiny
 from tests.test_shards import contents, names, read_in_child
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 CLASSES = ["squares", "circles"]  # not in alphabetical order
 
@@ -102,6 +105,12 @@ def test_other_processes_read_the_same(saved: dict[str, Path], kind: str) -> Non
             assert contents(images) == expected
 
 
+def test_the_cache_of_datasets_is_a_folder_of_arrow_files(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["arrow"] / "train", tmp_path / "cache")
+    (tmp_path / "cache" / "state.json").unlink()
+    assert contents(open_images(tmp_path / "cache")) == contents(open_images(saved["arrow"] / "train"))
+
+
 def test_a_parquet_file_is_not_held_in_memory(saved: dict[str, Path]) -> None:
     images = open_images(saved["parquet"] / "train")
     hugging_face._row_group.cache_clear()
@@ -125,6 +134,17 @@ def test_a_data_set_can_be_packed(saved: dict[str, Path], tmp_path: Path) -> Non
     assert result.classes == 2 and contents(packed) == contents(source)
     assert packed.name(30) == "shard-000000.tar/squares/000000030.jpeg"
     assert packed.labels()[1] == CLASSES and np.array_equal(packed.labels()[0], source.labels()[0])
+
+
+def test_packed_rows_have_an_extension_by_which_they_are_found_again(tmp_path: Path) -> None:
+    telephone = io.BytesIO()
+    images = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(2)]
+    images[0].save(telephone, "MPO", save_all=True, append_images=images[1:])
+    rows = [{"bytes": content, "path": None} for content in (telephone.getvalue(), *encoded(1))]
+    pack(images=write_rows(tmp_path / "a.parquet", image=rows), out=tmp_path / "out", workers=0)
+    packed = open_images(tmp_path / "out")
+    assert [packed.name(i).partition("/")[2] for i in range(2)] == ["000000000.jpg", "000000001.png"]
+    assert contents(open_images(tmp_path / "out" / "*.tar")) == contents(packed) == [row["bytes"] for row in rows]
 
 
 # data sets that were not made by `datasets`, and what can be wrong

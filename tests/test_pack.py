@@ -90,8 +90,8 @@ def test_what_is_left_out_is_told(photos: Path, tmp_path: Path, capsys: pytest.C
     ]
 
 
-def test_the_index_is_that_of_a_scan(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("cache")
+def test_the_index_is_that_of_a_scan(photos: Path, tmp_path: Path) -> None:
     pack(**settings(photos, tmp_path / "out"))
     written = open_images(tmp_path / "out")
     scanned = open_images(tmp_path / "out" / "*.tar")

@@ -25,11 +25,7 @@ from moco import ViewPolicy
 from tests.conftest import write_images
 from tests.runs import assert_same_end, processes, stop_after, tiny, trained_teacher
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
