@@ -28,11 +28,10 @@ from mgd_ssl.log import progress_bar
 from mgd_ssl.pretrain import run_folder
 from mgd_ssl.runtime import StopRequest
 from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex
-from mgd_ssl.shards import INDEX_NAME
+from mgd_ssl.shards import INDEX_NAME, PART
 from mgd_ssl.sources import open_images
 
 CHUNK = 16  # images a worker hands over at a time
-TOLD = 5  # left out images named in an error
 
 
 class PackConfig(Settings):
@@ -103,8 +102,8 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
 
 def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
     """Rewrite images that are open already; `pack` for the rest."""
+    packer = Packer(config, out, images)
     with run_folder(out, description(config, images), check_same_pack) as finished:
-        packer = Packer(config, out, images)
         if finished is None:
             finished = asdict(packer.run())
         packer.remove_parts()
@@ -189,7 +188,7 @@ class Packer:
 
     Args:
         config: the settings.
-        out: folder of the shards, open for this process alone.
+        out: folder of the shards, to be opened for this process alone before anything is written.
         images: the source.
 
     Raises:
@@ -199,15 +198,16 @@ class Packer:
     def __init__(self, config: PackConfig, out: Path, images: Images) -> None:
         self.config, self.out, self.images = config, out, images
         self.count = -(-len(images) // config.shard_images)
+        self.labels, self.classes = self._labels()
         self.left_out = 0
 
     def run(self) -> PackResult:
         """Write what is missing, then the index."""
-        labels, classes = self._labels()
-        keys = Keys(self.images, labels, classes)
+        keys = Keys(self.images, self.labels, self.classes)
         workers = len(os.sched_getaffinity(0)) if self.config.workers is None else self.config.workers
-        todo = [number for number in range(self.count) if not self._shard(number).exists()]
-        self.left_out = sum(len(self._skipped(number)) for number in range(self.count) if number not in set(todo))
+        done = [number for number in range(self.count) if self._shard(number).exists()]
+        todo = sorted(set(range(self.count)) - set(done))
+        self.left_out = sum(len(self._skipped(number)) for number in done)
         packing = Packing(self.images, self.config.short_side, self.config.quality)
         order = [chunk for number in todo for chunk in chunks(self._indices(number), CHUNK)]
         try:
@@ -218,8 +218,8 @@ class Packer:
                 advance = progress_bar(stack, "packing images", len(self.images))
                 for number in todo:
                     images = islice(loader, len(chunks(self._indices(number), CHUNK)))
-                    self._write(number, chain.from_iterable(images), keys, labels, stop, advance)
-            return self._finish(len(classes))
+                    self._write(number, chain.from_iterable(images), keys, stop, advance)
+            return self._finish()
         except OSError as error:
             raise TrainingError(
                 f"{self.out} cannot be written ({error.strerror}): make room, then run the same command again"
@@ -245,7 +245,7 @@ class Packer:
         return self.out / f"shard-{number:06d}.tar"
 
     def _part(self, number: int, kind: str) -> Path:
-        return self.out / f".shard-{number:06d}.{kind}"
+        return self.out / PART.format(number=number, kind=kind)
 
     def _indices(self, number: int) -> np.ndarray:
         start = number * self.config.shard_images
@@ -263,7 +263,6 @@ class Packer:
         number: int,
         images: Iterator[Packed],
         keys: "Keys",
-        labels: np.ndarray | None,
         stop: StopRequest,
         advance: Callable[[int], None],
     ) -> None:
@@ -281,7 +280,7 @@ class Packer:
                         skipped.append(json.dumps({"file": self.images.name(index), "why": image.why}))
                         self._check_share(skipped)
                     else:
-                        label = None if labels is None else str(labels[index])
+                        label = None if self.labels is None else str(self.labels[index])
                         add_sample(tar, builder, keys[index], image, label)
                     advance(index + 1)
                     if stop.agreed():
@@ -303,14 +302,14 @@ class Packer:
                 f"({last['why']}): mend them, or raise --max-unreadable above {limit:g}"
             )
 
-    def _finish(self, num_classes: int) -> PackResult:
+    def _finish(self) -> PackResult:
         index = ShardIndex.joined([ShardIndex.load(self._part(number, "index")) for number in range(self.count)])
         if len(index) == 0:
             raise UserError(f"no image in {self.images.root} can be read: pass a folder of whole images")
         skipped = [json.dumps({"file": name, "ignored": "not an image's extension"}) for name in self.images.ignored]
         skipped += [line for number in range(self.count) for line in self._skipped(number)]
         size = sum(shard.size for shard in index.shards)
-        result = PackResult(str(self.out), len(index), self.count, size / 1e6, self.left_out, num_classes)
+        result = PackResult(str(self.out), len(index), self.count, size / 1e6, self.left_out, len(self.classes))
         if skipped:
             write_whole(self.out / "skipped.jsonl", "".join(f"{line}\n" for line in skipped).encode())
         index.save(self.out / INDEX_NAME)

@@ -17,6 +17,7 @@ from mgd_ssl.log import logger, progress_bar
 from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, numbered, read_at, scan_shard
 
 INDEX_NAME = "shards.index"  # of the index that `mgd-ssl pack` leaves beside its shards
+PART = ".shard-{number:06d}.{kind}"  # what it keeps beside a shard until all are there
 OPEN_SHARDS = 256  # file descriptors a process holds at most; others are opened again when they are needed
 
 
@@ -121,6 +122,11 @@ def _opened(path: Path, shard: Shard) -> _Descriptor:
 
 
 # opening
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether `mgd-ssl pack` was stopped before all shards of a folder were there."""
+    return not (folder / INDEX_NAME).exists() and (folder / PART.format(number=0, kind="index")).exists()
 
 
 def open_packed(folder: Path) -> ShardImages:

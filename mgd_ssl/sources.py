@@ -7,7 +7,7 @@ from pathlib import Path
 from mgd_ssl.errors import UserError
 from mgd_ssl.hugging_face import SUFFIXES, ArrowImages, is_saved, saved_files
 from mgd_ssl.images import ImageList, Images, is_image
-from mgd_ssl.shards import INDEX_NAME, open_packed, open_shards
+from mgd_ssl.shards import INDEX_NAME, is_unfinished, open_packed, open_shards
 
 FILES = (".tar", *SUFFIXES)
 KINDS = "a folder of images, tar shards (a folder, a file, a pattern, a list) or a Hugging Face data set"
@@ -56,6 +56,8 @@ def _open_folder(folder: Path) -> Images:
     """Shards or a data set where the folder says so, or holds such files and neither images nor folders."""
     if (folder / INDEX_NAME).exists():
         return open_packed(folder)
+    if is_unfinished(folder):
+        raise UserError(f"{folder} holds an unfinished pack: run the same `mgd-ssl pack` again to finish it")
     if is_saved(folder):
         return ArrowImages(saved_files(folder))
     entries = sorted(folder.iterdir())

@@ -173,6 +173,7 @@ def test_labels_are_written_when_every_image_has_one(photos: Path, tmp_path: Pat
         assert (result.classes > 0) == all("cls" in sample for sample in samples(tmp_path / name)) == written
     with pytest.raises(UserError, match=r"loose/0000.jpg has no label"):
         pack(**settings(tmp_path / "loose", tmp_path / "refused", labels="yes"))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_shards_can_be_packed_again(photos: Path, tmp_path: Path) -> None:
@@ -244,6 +245,8 @@ def test_a_pack_stopped_by_a_signal_goes_on(
             pack(**settings(photos, tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
     assert not list((tmp_path / "out").glob(".*.tmp"))
+    with pytest.raises(UserError, match="out holds an unfinished pack: run the same `mgd-ssl pack` again"):
+        open_images(tmp_path / "out")
     pack(**settings(photos, tmp_path / "out"))
     assert left_by(tmp_path / "out") == reference
 
