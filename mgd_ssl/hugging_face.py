@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, hash_of_files
-from mgd_ssl.shard_index import numbered
+from mgd_ssl.images import Images, hash_of_files, numbered
 
 if TYPE_CHECKING:
     import pyarrow

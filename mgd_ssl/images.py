@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -173,6 +173,14 @@ def folder_labels(root: Path, names: Iterable[str]) -> tuple[np.ndarray, list[st
         raise UserError(f"{root} holds the single class {classes[0]!r}: labels need at least two folders")
     index_of = {name: index for index, name in enumerate(classes)}
     return np.array([index_of[name] for name in seen])[codes], classes
+
+
+def numbered(values: Iterable[str]) -> dict[str, int]:
+    """Class index of every class: by number where all of them are numbers, else by name."""
+    names = set(values)
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    key: Any = int if numeric else str
+    return {name: index for index, name in enumerate(sorted(names, key=key))}
 
 
 def hash_of_files(root: Path, fingerprint: str, names: Iterable[str]) -> str:

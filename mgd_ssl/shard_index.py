@@ -8,10 +8,10 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -258,11 +258,3 @@ def _read_class(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo) -> st
     if not label:
         raise UserError(f"{path}: {member.name} is no class (a number or a name as text): write the shard again")
     return label
-
-
-def numbered(values: Iterable[str]) -> dict[str, int]:
-    """Class index of every class: by number where all of them are numbers, else by name."""
-    names = set(values)
-    numeric = all(name.isascii() and name.isdigit() for name in names)
-    key: Any = int if numeric else str
-    return {name: index for index, name in enumerate(sorted(names, key=key))}

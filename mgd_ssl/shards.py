@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, folder_labels, hash_of_files
+from mgd_ssl.images import Images, folder_labels, hash_of_files, numbered
 from mgd_ssl.log import logger, progress_bar
-from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, numbered, read_at, scan_shard
+from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, read_at, scan_shard
 
 INDEX_NAME = "shards.index"  # of the index that `mgd-ssl pack` leaves beside its shards
 PART = ".shard-{number:06d}.{kind}"  # what it keeps beside a shard until all are there
