@@ -1,6 +1,7 @@
 """The training loop: steps, and what happens between them."""
 
 import time
+import warnings
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,6 +15,7 @@ from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, batches, subset, view_policy
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.features import Leaving
 from mgd_ssl.images import Images
 from mgd_ssl.knn import Accuracy
 from mgd_ssl.log import RunLog, logger
@@ -63,6 +65,7 @@ class Trainer:
         self.step = 0  # finished steps
         self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
         self.meter = Meter(runtime.device)
+        self.leaving: Leaving = lambda batches, most: batches  # while training, ends the work between two epochs too
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
         self.optimizer = torch.optim.SGD(
@@ -82,13 +85,16 @@ class Trainer:
             for network in networks + ([self.teacher.backbone] if self.teacher else []):
                 network.compile()  # in place: the names in the state dict stay
         if world_size() > 1:
-            # BatchNorm statistics stay each rank's own: MoCo shuffles so that they differ
-            self.model = DistributedDataParallel(
-                self.method,
-                device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                # torch 2.15 has a successor for it, which keeps copying buffers when the model is wrapped
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                # BatchNorm statistics stay each rank's own: MoCo shuffles so that they differ
+                self.model = DistributedDataParallel(
+                    self.method,
+                    device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
 
     # one step
 
@@ -145,6 +151,8 @@ class Trainer:
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest().listening())
             stack.callback(stop.finish)
+            stack.callback(setattr, self, "leaving", self.leaving)
+            self.leaving = stop.leaving
             loader = stack.enter_context(batches(dataset, order, self.workers, pin=self.on_gpu))
             clock = Clock()
             while self.step < self.total_steps:
@@ -164,7 +172,7 @@ class Trainer:
                     with clock.paused():
                         self.save(log)
                 if stopping and self.step < self.total_steps:
-                    return stop.signal_number or 15
+                    return stop.signal_number
         return None
 
     def begin_epoch(self, log: RunLog) -> None:
@@ -191,6 +199,7 @@ class Trainer:
             measure_margins=mgd.margin == "measured",
             report=self.skipped.note,
             keep=lambda costs: save_costs(log.folder / "matching_costs.npz", costs, epoch),
+            leaving=self.leaving,
         )
         row: dict[str, Any] = {"epoch": epoch, "seconds": time.monotonic() - started}
         for i, change in enumerate(changes, start=1):
@@ -208,12 +217,12 @@ class Trainer:
         """k-NN of the student as it is, beside its initial state and the teacher."""
         assert self.monitor is not None
         share_norm_statistics(self.method.moco.encoder_q)  # every rank classifies a part, with what is saved
-        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q))
+        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q), self.leaving)
         if self.step == 0:
             self.knn_lines = {"random_top1": student.top1, "random_top5": student.top5}
             logger.info("%s", self.monitor.protocol)
             if self.teacher is not None:
-                teacher = self.monitor.evaluate(trunk(self.teacher.backbone))
+                teacher = self.monitor.evaluate(trunk(self.teacher.backbone), self.leaving)
                 self.knn_lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
         log.write("knn", self.step, {**student._asdict(), **self.knn_lines, "protocol": self.monitor.protocol})
         teacher_top1 = self.knn_lines.get("teacher_top1")

@@ -286,7 +286,8 @@ class Packer:
                     if stop.agreed():
                         raise Interrupted(
                             f"stopped by {signal.Signals(stop.signal_number).name} after {number} of {self.count} "
-                            "shards: the same command continues from there"
+                            "shards: the same command continues from there",
+                            stop.signal_number,
                         )
             file.flush()
             builder.finish(file, shard.name, 0).save(self._part(number, "index"))

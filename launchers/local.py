@@ -1,0 +1,99 @@
+"""`mgd-ssl launch local`: a command in several processes of this host, through torch's elastic launcher."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from launchers.config import LocalConfig
+from launchers.outcome import Outcome, cause
+from launchers.records import Records, Submission
+from mgd_ssl.errors import INTERRUPTED
+
+SIGTERM = signal.SIGTERM.value
+SAVE_SECONDS = 600  # the launcher waits for processes that finish a step and save, before it kills them
+
+
+def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
+    """Run a command in `config.procs` processes, to its end.
+
+    Args:
+        config: how.
+        command: its name and arguments.
+        run: folder it writes to.
+
+    Returns:
+        The command's exit code, that of the process that failed first, or 75.
+    """
+    records = Records.new(run)
+    records.write(Submission("local", list(command), "", config.procs, []))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+    # a store that outlives a restart would hand the new processes the addresses of the old ones
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say ourselves what failed
+    elastic = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.procs,
+        run_id=records.folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port
+        max_restarts=config.restarts,
+    )
+    args = ["-u", "-m", "launchers.process", str(records.folder), *command]
+    children: Mapping[int, ProcessFailure] = {}
+    try:
+        with user_signal_as_sigterm():
+            elastic_launch(elastic, sys.executable)(*args)
+    except SignalException:
+        pass
+    except ChildFailedError as error:
+        children = error.failures
+    ended = local_outcome(records, children)
+    if ended.told:
+        print(ended.told, file=sys.stderr)
+    return ended.code
+
+
+def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> Outcome:
+    """How a job ended; nothing to tell where rank 0 has told it.
+
+    Args:
+        records: of the job.
+        children: processes that ended badly, by their local rank.
+    """
+    end, failures, num_tasks = records.end(), records.failures(), records.submission().num_tasks
+    if end is not None and end.code in (0, INTERRUPTED):
+        return Outcome(end.code, "")
+    # those torch ends with SIGTERM are victims of the first
+    killed = [rank for rank, child in sorted(children.items()) if child.exitcode < 0 and -child.exitcode != SIGTERM]
+    if killed and (not failures or failures[0].connection):
+        name = signal.Signals(-children[killed[0]].exitcode).name
+        return Outcome(1, f"mgd-ssl: rank {killed[0]} was killed by {name}: the same command continues from before")
+    if failures:
+        return Outcome(failures[0].code, cause(failures[0], num_tasks))
+    if children:
+        return Outcome(1, f"mgd-ssl: rank {min(children)} ended without a word: start the command without a launcher")
+    return Outcome(INTERRUPTED, "mgd-ssl: stopped before anything was to be saved: the same command starts again")
+
+
+@contextmanager
+def user_signal_as_sigterm() -> Iterator[None]:
+    """Inside the block SIGUSR2, which torch's launcher would die of, is passed on to the processes as SIGTERM."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGUSR2, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
