@@ -211,8 +211,11 @@ def test_the_image_whose_features_are_not_finite_is_named(run: Path, tmp_path: P
     assert "train/circles/0000.jpg has features that are not finite: use an earlier checkpoint" in sentence
 
 
-def test_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
-    spawn(rank_of_two, (image_folder / "train", tmp_path), nprocs=2)
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_processes_equal_one(image_folder: Path, tmp_path: Path, shards: bool) -> None:
+    if shards:
+        pack(images=image_folder / "train", out=tmp_path / "shards", shard_images=7, workers=0)
+    spawn(rank_of_two, (tmp_path / "shards" if shards else image_folder / "train", tmp_path), nprocs=2)
     found, accuracies = everything(image_folder / "train", [47, 1, 12])
     for rank in range(2):
         features, rows, sentence = json.loads((tmp_path / f"{rank}.json").read_text())
