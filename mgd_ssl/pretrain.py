@@ -105,6 +105,8 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
+        if teacher is not None:
+            teacher.fold()  # after its margins were read from the BatchNorms
         with run_folder(out, description(config, images, teacher), check_same_run) as finished:
             if finished is not None:
                 return PretrainResult(**finished)
