@@ -131,7 +131,7 @@ def saved_files(folder: Path) -> list[Path]:
     """The Arrow files of a folder made by `save_to_disk`, in their order.
 
     Raises:
-        UserError: when the folder holds several splits, or rows that are to be looked up elsewhere.
+        UserError: when the folder holds several splits, no file, or rows that are to be looked up elsewhere.
     """
     if (folder / "dataset_dict.json").exists():
         splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
@@ -140,6 +140,8 @@ def saved_files(folder: Path) -> list[Path]:
         state = json.loads((folder / "state.json").read_text())
     if state.get("_indices_data_files"):
         raise UserError(f"{folder} was saved with a selection of rows: call flatten_indices() and save it again")
+    if not state.get("_data_files"):
+        raise UserError(f"{folder / 'state.json'} lists no file: save the data set again")
     return [folder / file["filename"] for file in state["_data_files"]]
 
 

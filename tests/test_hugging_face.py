@@ -207,6 +207,8 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "splits": (lambda d: dictionary(d), "dict holds the splits train, test: pass one of them, as "),
     "missing file": (lambda d: without_a_file(d), "data-00001-of-00002.arrow is missing: restore it"),
     "cut off": (lambda d: cut_off(d), "data-00000-of-00002.arrow is damaged ("),
+    "no file": (lambda d: without_files(d), "state.json lists no file"),
+    "no json": (lambda d: without_files(d, "{"), "state.json is damaged ("),
     "mixed": (lambda d: mixed(d), "b.parquet cannot be read together with"),
     "unlike": (lambda d: unlike(d), "b.parquet has no column 'image', as "),
 }  # fmt: skip
@@ -231,6 +233,12 @@ def without_a_file(folder: Path) -> Path:
     small(folder).save_to_disk(folder / "saved", num_shards=2)
     (folder / "saved" / "data-00001-of-00002.arrow").unlink()
     return folder / "saved"
+
+
+def without_files(folder: Path, state: str = "{}") -> Path:
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "state.json").write_text(state)
+    return folder
 
 
 def cut_off(folder: Path) -> Path:
