@@ -1,7 +1,6 @@
 """Features of centre crops on disk, computed once for a backbone and a folder of images."""
 
 import fcntl
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from linear_eval.frozen import FrozenBackbone
 from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.features import Features, extract_features
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size
@@ -32,7 +31,7 @@ def cached_features(
     folder: Path,
     name: str,
     backbone: FrozenBackbone,
-    images: ImageList,
+    images: Images,
     labels: np.ndarray,
     runtime: Runtime,
     *,
@@ -60,7 +59,7 @@ def cached_features(
         UserError: when the folder cannot be written, or features are not finite.
     """
     sha256, precision = backbone.report.sha256, str(runtime.precision or "float32").removeprefix("torch.")
-    key = on_rank_zero(lambda: f"{sha256[:16]}_{identity(images)[:16]}_{image_size}_{precision}")
+    key = on_rank_zero(lambda: f"{sha256[:16]}_{images.state()[:16]}_{image_size}_{precision}")
     place = folder / key
     if on_rank_zero(lambda: (place / "labels.npy").is_file()):
         logger.info("features of %s: from %s", name, place)
@@ -75,7 +74,7 @@ def compute(
     place: Path,
     name: str,
     backbone: FrozenBackbone,
-    images: ImageList,
+    images: Images,
     labels: np.ndarray,
     runtime: Runtime,
     image_size: int,
@@ -160,16 +159,7 @@ def read(place: Path) -> Features:
     return Features(np.load(place / "values.npy", mmap_mode="c"), np.load(place / "labels.npy"))
 
 
-def identity(images: ImageList) -> str:
-    """Hash of a folder's path and of the names, sizes and times of its images."""
-    digest = hashlib.sha256(f"{images.root.resolve()}\n{images.fingerprint()}".encode())
-    for index in range(len(images)):
-        stat = (images.root / images.name(index)).stat()
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def check_finite(values: np.ndarray, rows: np.ndarray, images: ImageList, backbone: FrozenBackbone) -> None:
+def check_finite(values: np.ndarray, rows: np.ndarray, images: Images, backbone: FrozenBackbone) -> None:
     """Raise UserError unless all features [n, d] of the images `rows` [n] are finite."""
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(broken):

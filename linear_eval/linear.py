@@ -37,7 +37,7 @@ class LinearConfig(Settings):
     checkpoint: Path | None = None
     """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
     data: Path | None = None
-    """Folder with train/<class>/* and val/<class>/*. Required."""
+    """Folder with train/<class>/* and val/<class>/*, or with shards in train and val. Required."""
     protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None

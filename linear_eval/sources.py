@@ -14,7 +14,7 @@ from linear_eval.cache import check_finite
 from linear_eval.frozen import FrozenBackbone
 from mgd_ssl.data import EvalBatch, Samples, TrainingOrder, batches
 from mgd_ssl.features import Features
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.runtime import Runtime
 from moco import ViewPolicy, draw_view, render_view
 from moco.dist import rank, world_size
@@ -115,7 +115,7 @@ class CachedSource:
 class RandomCrops(Samples, Dataset[EvalBatch]):
     """A random crop, perhaps mirrored, of each image, addressed by (epoch, index)."""
 
-    def __init__(self, images: ImageList, size: int, seed: int) -> None:
+    def __init__(self, images: Images, size: int, seed: int) -> None:
         super().__init__(images, seed)
         self.size = size
 
@@ -149,7 +149,7 @@ class LiveSource:
     def __init__(
         self,
         backbone: FrozenBackbone,
-        images: ImageList,
+        images: Images,
         labels: np.ndarray,
         transform: Transform,
         size: int,

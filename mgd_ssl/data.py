@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from moco import ViewPolicy, draw_view, render_view
 from moco.keyed import keyed_generator
 
@@ -47,7 +47,7 @@ class EvalBatch(NamedTuple):
 class Samples:
     """Decoding with replacement: an unreadable image gives way to another one, the same one every time."""
 
-    def __init__(self, images: ImageList, seed: int) -> None:
+    def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
 
     def decode(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
@@ -81,7 +81,7 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         seed: of the run.
     """
 
-    def __init__(self, images: ImageList, policy: ViewPolicy, size: int, seed: int) -> None:
+    def __init__(self, images: Images, policy: ViewPolicy, size: int, seed: int) -> None:
         super().__init__(images, seed)
         self.policy, self.size = policy, size
 
@@ -101,7 +101,7 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
 class CentreCrops(Samples, Dataset[EvalBatch]):
     """The image as it is evaluated: short side to 256/224 of the size, centre crop (as published)."""
 
-    def __init__(self, images: ImageList, size: int, seed: int) -> None:
+    def __init__(self, images: Images, size: int, seed: int) -> None:
         super().__init__(images, seed)
         self.size = size
 

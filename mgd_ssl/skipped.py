@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from moco.dist import rank, sum_over_ranks, world_size
 
@@ -26,7 +26,7 @@ class SkippedFiles:
         setting: the user's name of `max_share`, in which it is told.
     """
 
-    def __init__(self, path: Path, images: ImageList, max_share: float, setting: str = "data.max_unreadable") -> None:
+    def __init__(self, path: Path, images: Images, max_share: float, setting: str = "data.max_unreadable") -> None:
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes

@@ -368,7 +368,7 @@ def test_signal_to_one_rank_stops_all_after_one_step(pair: tuple[Path, list[Any]
 
 
 def test_error_that_only_rank_zero_sees_is_raised_on_all(pair: tuple[Path, list[Any]]) -> None:
-    assert all("nowhere is not a folder: pass a folder of images" in one["missing"] for one in pair[1])
+    assert all("nowhere is not there: pass a folder of images" in one["missing"] for one in pair[1])
 
 
 def continue_run(settings: dict[str, Any]) -> None:

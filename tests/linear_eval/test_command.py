@@ -156,7 +156,7 @@ def test_what_is_missing_is_named(settings: dict[str, Any], tmp_path: Path) -> N
     for changes, message in (
         ({"checkpoint": tmp_path / "empty"}, "holds neither encoder.pt nor checkpoints"),
         ({"checkpoint": tmp_path / "no.pt"}, "does not exist"),
-        ({"data": tmp_path / "nowhere"}, "is not a folder"),
+        ({"data": tmp_path / "nowhere"}, "is not there"),
         ({"protocol": "swep"}, "did you mean 'sweep'"),
         ({"out": None}, "out is not set"),
         ({"arch": "resnet18"}, "does not fit resnet18"),
