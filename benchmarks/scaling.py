@@ -6,8 +6,8 @@
 --model measures nothing and prints the model of docs/scaling.md: what a step moves, and what it would wait for.
 
 Every process has the same batch (weak scaling) and one thread. Beside the step are timed, alone: the sum of the
-gradients, the exchange of the key images for shuffled BatchNorm, and the gathering of the keys. Prints a table and,
-on the last line, JSON.
+gradients, the exchange of the key images for shuffled BatchNorm, and the gathering of the keys; and the matching costs
+of 32 images, divided among the processes. Prints a table and, on the last line, JSON.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgd_ssl.bench import BenchConfig, training_step
+from mgd_ssl.bench_parts import matching_work
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.encoders import build_encoder
 from mgd_ssl.runtime import process
@@ -31,6 +32,8 @@ from moco.dist import gather_batch, rank, sum_over_ranks, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 
 STEPS = 8  # timed in a round, after two
+PARTS = ("step", "gradients", "images", "keys", "matching")
+MATCHED = 32  # images of the matching costs
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -60,6 +63,8 @@ def worker(batch_size: int, image_size: int) -> None:
         found["gradients"] = seconds(lambda: sum_over_ranks(flat))
         found["images"] = seconds(lambda: shuffle_batch(images, order))
         found["keys"] = seconds(lambda: gather_batch(unshuffle_batch(keys, order)))
+        shared = MATCHED // world_size()
+        found["matching"] = seconds(matching_work("resnet18", "resnet50", shared, image_size, runtime)[0])
         if rank() == 0:
             print(json.dumps(found))
 
@@ -125,12 +130,12 @@ def main() -> None:
             command = [sys.executable, *launcher, __file__, "--worker", *sizes]
             answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rounds.append(json.loads(answer.stdout.splitlines()[-1]))
-    table = Table("processes", "images/s", "step ms", "gradients ms", "images ms", "keys ms")
+    table = Table("processes", "images/s", "step ms", "gradients ms", "images ms", "keys ms", "matching ms")
     medians = {}
     for count, rounds in found.items():
         one = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
         medians[count] = one | {"images_per_second": count * args.batch_size / one["step"]}
-        shown = (f"{1000 * one[name]:.1f}" for name in ("step", "gradients", "images", "keys"))
+        shown = (f"{1000 * one[name]:.1f}" for name in PARTS)
         table.add_row(str(count), f"{medians[count]['images_per_second']:.1f}", *shown)
     Console().print(table)
     print(json.dumps(medians))

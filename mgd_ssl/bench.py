@@ -112,6 +112,7 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     torch.manual_seed(0)
     teacher = Teacher(build_backbone(config.teacher))
     method = build_method(pretrain_config, teacher)
+    teacher.fold()
     assert method.mgd is not None
     channels = zip(method.mgd.student_channels, method.mgd.teacher_channels, strict=True)
     for assignment, (c_s, c_t) in zip(method.mgd.assignments, channels, strict=True):

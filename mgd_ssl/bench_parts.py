@@ -98,6 +98,18 @@ def matching(
     student: str, teacher: str, batch_size: int, image_size: int, rounds: int, timed: Timed, runtime: Runtime
 ) -> dict[str, float]:
     """Images per second of a matching update: both networks, and the costs of all pairs of channels."""
+    update, forward = matching_work(student, teacher, batch_size, image_size, runtime)
+    seconds = interleaved({"update": update, "forward": forward}, rounds, timed, runtime)
+    return {
+        "matching_images_per_second": round(batch_size / seconds["update"], 1),
+        "matching_over_forward": round(seconds["update"] / seconds["forward"], 2),
+    }
+
+
+def matching_work(
+    student: str, teacher: str, batch_size: int, image_size: int, runtime: Runtime
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What a matching update does with a batch, and the networks' part of it."""
     narrow, wide = ([c for c, _, _ in stage_shapes(arch, image_size)] for arch in (student, teacher))
     costs = MatchingStatistics(narrow, wide, runtime.device)
     networks = [build_backbone(arch).eval().to(runtime.device) for arch in (student, teacher)]
@@ -117,9 +129,4 @@ def matching(
             found.append(maps)
         return found
 
-    work: dict[str, Callable[[], object]] = {"update": lambda: costs.update(*forward()), "forward": forward}
-    seconds = interleaved(work, rounds, timed, runtime)
-    return {
-        "matching_images_per_second": round(batch_size / seconds["update"], 1),
-        "matching_over_forward": round(seconds["update"] / seconds["forward"], 2),
-    }
+    return lambda: costs.update(*forward()), forward

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from mgd_ssl.margin import MeasuredMargin
 
-MAX_ELEMENTS = 2**25  # of the per-image costs held at once: 128 MB
-
 
 @torch.no_grad()
 def matching_cost(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -33,13 +31,15 @@ def matching_cost(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         ValueError: when the two differ in images or spatial size.
     """
     check_same_size(student_map, teacher_map)
-    s = F.normalize(student_map.float().flatten(2), dim=2)  # [N, C_s, HW]
-    t = F.normalize(teacher_map.float().flatten(2), dim=2)  # [N, C_t, HW]
-    cost = s.new_zeros(s.shape[1], t.shape[1])  # [C_s, C_t]
-    images_at_once = max(1, MAX_ELEMENTS // cost.numel())
-    for s_part, t_part in zip(s.split(images_at_once), t.split(images_at_once), strict=True):
-        cost += (2 - 2 * torch.bmm(s_part, t_part.transpose(1, 2))).sum(dim=0)
-    return cost
+    s, t = normalised_pixels(student_map), normalised_pixels(teacher_map)  # [NHW, C_s], [NHW, C_t]
+    # the sum of the cosines over the images is one product over all their pixels
+    return 2 * student_map.shape[0] - 2 * (s.T @ t)
+
+
+def normalised_pixels(feature_map: Tensor) -> Tensor:
+    """A map [N, C, H, W] as pixels [NHW, C] float32, each channel of each image divided by its norm over H and W."""
+    pixels = feature_map.float().permute(0, 2, 3, 1).flatten(1, 2)  # [N, HW, C]
+    return F.normalize(pixels, dim=1).flatten(0, 1)
 
 
 def check_same_size(student_map: Tensor, teacher_map: Tensor) -> None:
