@@ -1,16 +1,18 @@
 """The two random views of MoCo v1 and v2: first drawn as a row of parameters, then rendered.
 
 Drawing and rendering are apart so that every renderer consumes the same table and can be held against the one
-here (PIL through torchvision's functional operations, as in the published code). Recipes: MoCo v2 as in
-https://arxiv.org/abs/2003.04297, v1 as in https://arxiv.org/abs/1805.01978.
+here (PIL through torchvision's functional operations, as in the published code); the others are `augment_cpu` and
+`augment_device`. Recipes: MoCo v2 as in https://arxiv.org/abs/2003.04297, v1 as in
+https://arxiv.org/abs/1805.01978.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageFilter
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from moco.keyed import keyed_generator
@@ -19,6 +21,8 @@ CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop: then the largest centr
 COLOUR_ORDERS = [
     (a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3
 ]  # the 24 orders of brightness 0, contrast 1, saturation 2, hue 3
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class View(NamedTuple):
@@ -159,3 +163,15 @@ def _colour_operation(image: Image.Image, view: View, operation: int) -> Image.I
     if operation == 3 and view.hue != 0:
         return TF.adjust_hue(image, view.hue)
     return image
+
+
+def box_radius(sigma: Number) -> Number:
+    """Radius of the box that PIL, applying it three times, takes for a Gaussian.
+
+    Equations 7, 11 and 14 of Gwosdek et al., Theoretical Foundations of Gaussian Convolution by Extended Box
+    Filtering (SSVM 2011). The box has weight 1 up to the whole part of the radius and the fraction beyond it.
+    """
+    variance = sigma**2 / 3
+    whole = ((12 * variance + 1) ** 0.5 - 1) / 2 // 1
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole + fraction
