@@ -74,6 +74,33 @@ def told(evaluation: Evaluation) -> str:
     return f"top-1 {one('top1')}, top-5 {one('top5')} ({count} seed{'s' if count > 1 else ''})"
 
 
+def check(argv: Sequence[str]) -> Path:
+    """Where the result will be, when the settings are valid.
+
+    Raises:
+        UserError: when they are not.
+    """
+    config = parse(LinearConfig, argv, "mgd-ssl linear")
+    load_protocol(config.protocol)
+    return required(config)[2]
+
+
+def required(config: LinearConfig) -> tuple[Path, Path, Path]:
+    """Checkpoint, data and folder of the result, which are not all optional."""
+    checkpoint, data = config.checkpoint, config.data
+    if checkpoint is None:
+        raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
+    if data is None:
+        raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
+    out = config.out or (checkpoint if checkpoint.is_dir() else None)
+    if out is None:
+        raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
+    repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
+    if repeated:
+        raise UserError(f"seed {repeated[0]} is negative or given twice: pass different seeds from 0 on")
+    return checkpoint, data, out
+
+
 def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluation, Path]:
     """Evaluate a checkpoint, or continue an evaluation.
 
@@ -90,17 +117,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         ValueError: for unknown settings or values out of range.
     """
     config = config or LinearConfig(**settings)
-    checkpoint, data = config.checkpoint, config.data
-    if checkpoint is None:
-        raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
-    if data is None:
-        raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
-    out = config.out or (checkpoint if checkpoint.is_dir() else None)
-    if out is None:
-        raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
-    repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
-    if repeated:
-        raise UserError(f"seed {repeated[0]} is negative or given twice: pass different seeds from 0 on")
+    checkpoint, data, out = required(config)
     protocol = load_protocol(config.protocol)
     with process(config.runtime) as runtime:
         weights = on_rank_zero(lambda: find_weights(checkpoint))
@@ -187,8 +204,9 @@ class Evaluator:
             self.backbone.check_untouched()
             if not ended:
                 raise Interrupted(
-                    f"stopped by {signal.Signals(stop.signal_number or signal.SIGTERM).name} after step "
-                    f"{probe.finished_steps}: the same command continues from there"
+                    f"stopped by {signal.Signals(stop.signal_number).name} after step "
+                    f"{probe.finished_steps}: the same command continues from there",
+                    stop.signal_number,
                 )
             for account in skipped:
                 account.share()
@@ -225,7 +243,10 @@ class Evaluator:
             def check_stop() -> None:
                 skipped.share()
                 if stop.agreed():
-                    raise Interrupted(f"stopped while computing features of {split}: the same command starts them anew")
+                    raise Interrupted(
+                        f"stopped while computing features of {split}: the same command starts them anew",
+                        stop.signal_number,
+                    )
 
             self._features[split] = cached_features(
                 self.out / "linear_features", split, self.backbone, images, labels, self.runtime,

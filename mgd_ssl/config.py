@@ -268,10 +268,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def parse(model: type[Model], argv: Sequence[str], prog: str) -> Model:
-    """Settings from a command line; `--config FILE` (anywhere in it) is read first, flags override it."""
+def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CONFIGS) -> Model:
+    """Settings from a command line; `--config FILE` (anywhere in it) is read first, flags override it.
+
+    Args:
+        model: the settings.
+        argv: the arguments.
+        prog: name of the program, for its help.
+        configs: folder whose TOML files --config finds by name.
+    """
     args, file = _take_config(list(argv))
-    default = load_toml(model, find_config(file)) if file else model()
+    default = load_toml(model, find_config(file, configs)) if file else model()
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
     return tyro.cli(model, args=args, default=default, prog=prog, description=description)
 

@@ -1,6 +1,7 @@
 """The training loop: steps, and what happens between them."""
 
 import time
+import warnings
 from contextlib import ExitStack
 from typing import Any
 
@@ -82,13 +83,16 @@ class Trainer:
             for network in networks + ([self.teacher.backbone] if self.teacher else []):
                 network.compile()  # in place: the names in the state dict stay
         if world_size() > 1:
-            # BatchNorm statistics stay each rank's own: MoCo shuffles so that they differ
-            self.model = DistributedDataParallel(
-                self.method,
-                device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                # torch 2.15 has a successor for it, which keeps copying buffers when the model is wrapped
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                # BatchNorm statistics stay each rank's own: MoCo shuffles so that they differ
+                self.model = DistributedDataParallel(
+                    self.method,
+                    device_ids=[self.runtime.device] if self.runtime.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
 
     # one step
 
@@ -164,7 +168,7 @@ class Trainer:
                     with clock.paused():
                         self.save(log)
                 if stopping and self.step < self.total_steps:
-                    return stop.signal_number or 15
+                    return stop.signal_number
         return None
 
     def begin_epoch(self, log: RunLog) -> None:

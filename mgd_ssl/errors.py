@@ -18,7 +18,16 @@ INTERRUPTED = 75  # exit code of a program that ended with `Interrupted` (EX_TEM
 
 
 class Interrupted(Exception):
-    """A signal stopped the work after its state was saved; the same settings continue it."""
+    """A signal stopped the work after its state was saved; the same settings continue it.
+
+    Args:
+        message: one sentence.
+        signal_number: of the signal, the same on all ranks.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -35,10 +44,16 @@ def exit_code(program: Callable[[], int]) -> int:
     """
     try:
         return program()
-    except Interrupted as stopped:
-        message, code = str(stopped), INTERRUPTED
-    except UserError as error:
-        message, code = str(error), 3 if isinstance(error, TrainingError) else 2
-    if os.environ.get("RANK", "0") == "0":
-        print(f"mgd-ssl: {message}", file=sys.stderr)
-    return code
+    except (Interrupted, UserError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"mgd-ssl: {error}", file=sys.stderr)
+        return code_of(error)
+
+
+def code_of(error: BaseException) -> int:
+    """Exit code of a program that ended with this error: as `exit_code` says, 1 for those nobody expected."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
+    if isinstance(error, UserError):
+        return 3 if isinstance(error, TrainingError) else 2
+    return 1

@@ -99,10 +99,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
     Raises:
         UserError: when a setting, a file or a folder is at fault; nothing is written.
     """
-    if config.checkpoint is None or config.data is None:
-        missing = "--checkpoint, a run's folder or a file" if config.checkpoint is None else "--data, a labelled folder"
-        raise UserError(f"{'checkpoint' if config.checkpoint is None else 'data'} is not set: pass {missing}")
-    checkpoint, data = config.checkpoint, config.data
+    checkpoint, data = required(config)
     for split in ("train", "val"):
         if not (data / split).is_dir():
             raise UserError(f"{data / split} is not a folder: --data needs train/<class>/* and val/<class>/* in it")
@@ -134,6 +131,28 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         if out is not None:
             on_rank_zero(lambda: [str(evaluation.save(out)) for evaluation in evaluations])
         return evaluations, out
+
+
+def required(config: KNNEvaluationConfig) -> tuple[Path, Path]:
+    """Checkpoint and data, which have no default."""
+    if config.checkpoint is None or config.data is None:
+        missing = "--checkpoint, a run's folder or a file" if config.checkpoint is None else "--data, a labelled folder"
+        raise UserError(f"{'checkpoint' if config.checkpoint is None else 'data'} is not set: pass {missing}")
+    return config.checkpoint, config.data
+
+
+def check(argv: Sequence[str]) -> Path:
+    """Where the results will be, when the settings are valid.
+
+    Raises:
+        UserError: when they are not, or the results would only be printed.
+    """
+    config = parse(KNNEvaluationConfig, argv, "mgd-ssl knn")
+    checkpoint, _ = required(config)
+    out = config.out or (checkpoint if checkpoint.is_dir() else run_of(checkpoint))
+    if out is None:
+        raise UserError(f"{checkpoint} lies in no run's folder: pass --out, the folder of the results")
+    return out
 
 
 def run_of(path: Path) -> Path | None:

@@ -31,6 +31,8 @@ from moco import MoCo
 from moco.dist import world_size
 from moco.keyed import keyed_seed
 
+JOBS = "jobs"  # folder in a run's where a launcher keeps its own; it may be there before the run
+
 
 @dataclass(frozen=True)
 class PretrainResult:
@@ -51,6 +53,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def check(argv: Sequence[str]) -> Path:
+    """The run's folder, when the settings are valid and the folder holds no run with others.
+
+    Raises:
+        UserError: when they are not.
+    """
+    config = parse(PretrainConfig, argv, "mgd-ssl pretrain")
+    out, _ = required(config)
+    saved = out / "config.json"
+    if saved.is_file():
+        try:
+            old = json.loads(saved.read_text())["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{saved} is damaged: restore it, or choose another --out") from error
+        check_same(out, differences(old, config.model_dump(mode="json")))
+    return out
+
+
+def required(config: PretrainConfig) -> tuple[Path, Path]:
+    """`out` and `data.train`, which have no default."""
+    if config.out is None:
+        raise UserError("out is not set: pass --out, the folder this run may write to")
+    if config.data.train is None:
+        raise UserError("data.train is not set: pass --data.train, a folder of images")
+    return config.out, config.data.train
+
+
 def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:
     """Pretrain a student, or continue the run in `out`.
 
@@ -68,11 +97,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    out, train = config.out, config.data.train
-    if out is None:
-        raise UserError("out is not set: pass --out, the folder this run may write to")
-    if train is None:
-        raise UserError("data.train is not set: pass --data.train, a folder of images")
+    out, train = required(config)
     with process(config.runtime) as runtime:
         images = on_rank_zero(lambda: ImageList.scan(train))
         check_sizes(config, len(images))
@@ -129,7 +154,9 @@ def run(
         stopped_by = trainer.train(log)
         if stopped_by is not None:
             name = signal.Signals(stopped_by).name
-            raise Interrupted(f"stopped by {name} after step {trainer.step}: the same command continues from there")
+            raise Interrupted(
+                f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
+            )
         return finish(config, out, trainer, log)
 
 
@@ -264,8 +291,8 @@ def run_folder(
     def enter() -> dict[str, Any] | None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            foreign = not (out / "config.json").exists() and any(not f.name.startswith(".") for f in out.iterdir())
-            if foreign:
+            others = (file for file in out.iterdir() if not file.name.startswith(".") and file.name != JOBS)
+            if not (out / "config.json").exists() and any(others):
                 raise UserError(f"{out} is not empty and holds no run: choose another --out")
             locks.append((out / ".lock").open("w"))
             # not flock, which the data workers would inherit and hold for seconds after this process was killed
@@ -296,6 +323,11 @@ def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["data"] != new["data"]:
         counts = [run["data"]["num_images"] for run in (old, new)]
         changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
+    check_same(out, changed)
+
+
+def check_same(out: Path, changed: list[str]) -> None:
+    """Raise UserError when anything changed."""
     if changed:
         raise UserError(
             f"{out} holds a run with other settings ({'; '.join(changed)}): restore them, or choose another --out"

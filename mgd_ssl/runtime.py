@@ -46,8 +46,7 @@ class Runtime:
         this process's share of them where a GPU trains."""
         if wanted is not None:
             return wanted
-        share = max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
-        return share if self.device.type == "cuda" else 1
+        return cores(self.local_world_size) if self.device.type == "cuda" else 1
 
     def images(self, batch: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] from a loader -> normalised float32 [N, 3, H, W] on the device.
@@ -59,6 +58,13 @@ class Runtime:
         images = images.sub_(_constant((0.485, 0.456, 0.406), self.device))
         images = images.div_(_constant((0.229, 0.224, 0.225), self.device))
         return images.contiguous(memory_format=self.memory_format)
+
+
+def cores(local_world_size: int) -> int:
+    """Cores of this process: what a launcher that bound it to some says (`MGD_SSL_CORES`), else its share of those
+    the processes of this host may run on."""
+    told = os.environ.get("MGD_SSL_CORES")
+    return int(told) if told else max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
@@ -84,7 +90,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         raise UserError("runtime.device is 'cuda' but torch sees no GPU: pass --runtime.device cpu, or mend the driver")
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    threads = config.threads or cores(local_world_size)
     previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     if use_cuda:
@@ -151,22 +157,24 @@ class StopRequest:
             self.signal_number, self._noted = number, time.monotonic()
 
     def agreed(self) -> bool:
-        """Whether all ranks stop now; call it once after every step, on all of them."""
+        """Whether all ranks stop now, `signal_number` then being the same on all of them; call it once after every
+        step, on all of them."""
         if world_size() == 1:
             return self.signal_number != 0
-        stop = False
+        agreed = 0
         if self._pending is not None:
-            flag, work = self._pending
+            number, work = self._pending
             work.wait()
-            stop = bool(flag)
-        if stop:
-            self._pending = None
+            agreed = int(number)
+        if agreed:
+            self.signal_number, self._pending = agreed, None
         else:
-            flag = torch.tensor(int(self.signal_number != 0))
-            handle = dist.all_reduce(flag, async_op=True)
+            number = torch.tensor(self.signal_number)
+            # SIGTERM, which ends a job, is greater than SIGUSR2 and SIGINT
+            handle = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True)
             assert handle is not None
-            self._pending = flag, handle
-        return stop
+            self._pending = number, handle
+        return agreed != 0
 
     def finish(self) -> None:
         """Wait for an agreement under way, so that the process group can be taken down."""

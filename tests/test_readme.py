@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgd_ssl.cli import COMMANDS
+from mgd_ssl.commands import COMMANDS
 from mgd_ssl.config import PretrainConfig, parse
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,133 @@
+"""Settings of the launchers."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field, field_validator
+
+from mgd_ssl.config import Settings
+
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+class LocalConfig(Settings):
+    """Run a command in several processes of this host: mgd-ssl launch local --procs 4 -- pretrain ..."""
+
+    out: Path | None = None
+    """The command's --out, which may stand on either side of the --."""
+    procs: int = Field(1, ge=1)
+    """Processes; one a GPU where there are GPUs."""
+    restarts: int = Field(0, ge=0)
+    """Times all processes are started again, from the newest checkpoint, after one has failed."""
+
+
+class SlurmConfig(Settings):
+    """Run a command as a Slurm job: mgd-ssl launch slurm --nodes 2 --gpus-per-node 8 --out RUN -- pretrain ..."""
+
+    out: Path | None = None
+    """The command's --out, which may stand on either side of the --; logs go to jobs/ in it. On a file system that
+    all nodes share. With --array, the folder of all runs."""
+    nodes: int = Field(1, ge=1)
+    """Nodes."""
+    gpus_per_node: int | None = Field(None, ge=1)
+    """GPUs of a node; None: none are asked for, or by --gres."""
+    tasks_per_node: int | None = Field(None, ge=1)
+    """Processes on a node; None: one a GPU, 1 without."""
+    cpus_per_task: int | None = Field(None, ge=1)
+    """Cores of a process, for itself and its data workers; None: the cluster's default."""
+    mem: str | None = None
+    """Memory of a node, such as 200G; 0 for all of it."""
+    time: str = "24h"
+    """Time limit: 72h, 90m, 3d, or as Slurm writes it (1-12:00:00, 90). A run that reaches it is saved, requeued and
+    continued."""
+    partition: str | None = None
+    """Partition."""
+    qos: str | None = None
+    """Quality of service."""
+    account: str | None = None
+    """Account."""
+    constraint: str | None = None
+    """Features the nodes must have."""
+    exclude: str | None = None
+    """Nodes not to use."""
+    nodelist: str | None = None
+    """Nodes to use."""
+    gres: str | None = None
+    """Generic resources of a node, such as gpu:h100:8; --tasks-per-node says how many processes use them."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    reservation: str | None = None
+    """Reservation."""
+    comment: str | None = None
+    """Comment."""
+    mail_user: str | None = None
+    """Address for mails."""
+    mail_type: str | None = None
+    """When to mail, such as END,FAIL."""
+    signal_delay: int = Field(120, ge=1, le=65535)
+    """Seconds before the time limit at which the run is told to save itself; longer than a step and a save take."""
+    setup: Repeated = ()
+    """A shell line to run on the first node before the processes start (module load ...); may be given several
+    times. One that fails ends the job."""
+    env: Repeated = ()
+    """A variable NAME=VALUE for the processes; may be given several times."""
+    port: int | None = Field(None, ge=1024, le=65535)
+    """Port rank 0 listens on; None: one that is free there."""
+    name: str | None = None
+    """Name of the job; None: the command and the name of its folder."""
+    array: Path | None = None
+    """TOML file of lists: every combination of their values is a run, each in a folder of its own below --out."""
+    array_parallelism: int = Field(256, ge=1)
+    """Elements of the array that run at the same time, at most."""
+    then: Repeated = ()
+    """A command to submit for when this one has finished: linear or knn, or 'linear --data DIR --protocol moco'; may
+    be given several times."""
+    wait: bool = False
+    """Follow the job's log until its end, and exit with its code."""
+    dry_run: bool = False
+    """Print what would be submitted, and do nothing."""
+
+    @field_validator("time")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        minutes(value)
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not re.match(r"[A-Za-z_]\w*=", value):
+                raise ValueError(f"env has {value!r}: write NAME=VALUE")
+        return values
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes on a node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+
+UNITS = {"m": 1, "h": 60, "d": 24 * 60}
+SLURM_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+
+
+def minutes(time: str) -> int:
+    """A time limit in minutes, rounded up: `72h`, `90m`, `3d`, `90`, `1:30:00`, `1-12`, `1-12:00:00`.
+
+    Raises:
+        ValueError: for anything else, and for none at all.
+    """
+    if match := re.fullmatch(r"(\d+)([mhd])", time):
+        total = 60 * int(match[1]) * UNITS[match[2]]
+    elif match := SLURM_TIME.fullmatch(time):
+        parts = [int(part) for part in (match["a"], match["b"], match["c"]) if part is not None]
+        with_hours = match["d"] is not None or len(parts) == 3  # else minutes:seconds
+        units = (3600, 60, 1) if with_hours else (60, 1, 0)
+        total = 86400 * int(match["d"] or 0) + sum(n * unit for n, unit in zip(parts, units, strict=False))
+    else:
+        total = 0
+    if total == 0:
+        raise ValueError(f"time is {time!r}: write 72h, 90m, 3d or 1-12:00:00")
+    return -(-total // 60)

@@ -1,0 +1,161 @@
+"""`mgd-ssl launch local|slurm [OPTIONS] -- COMMAND ...`: check the command, then run or submit it."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from launchers import config as settings
+from launchers.config import LocalConfig, SlurmConfig
+from launchers.sweep import Element, read_sweep
+from mgd_ssl.commands import check
+from mgd_ssl.config import PretrainConfig, parse
+from mgd_ssl.errors import UserError, nearest
+
+USAGE = """usage: mgd-ssl launch local|slurm [OPTIONS] -- COMMAND [COMMAND'S OPTIONS]
+
+  local   processes of this host
+  slurm   a Slurm job, or an array of them
+
+COMMAND is pretrain, linear or knn, with the options it has without a launcher.
+mgd-ssl launch local --help and mgd-ssl launch slurm --help list the launchers' options."""
+CONFIGS = Path(settings.__file__).parent / "configs"
+
+Config = TypeVar("Config", LocalConfig, SlurmConfig)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Split the line at its first `--` and launch; returns an exit code."""
+    own, command = list(argv), list[str]()
+    if "--" in own:
+        at = own.index("--")
+        own, command = own[:at], own[at + 1 :]
+    if not own or own[0] in ("-h", "--help"):
+        print(USAGE)
+        if own:
+            raise SystemExit(0)
+        return 2
+    launchers = {"local": local, "slurm": slurm}
+    if own[0] not in launchers:
+        raise UserError(f"no launcher {own[0]!r}{nearest(own[0], list(launchers))}: choose {', '.join(launchers)}")
+    return launchers[own[0]](own[1:], command)
+
+
+def local(own: Sequence[str], command: Sequence[str]) -> int:
+    """`mgd-ssl launch local`."""
+    config = parse(LocalConfig, own, "mgd-ssl launch local")
+    command, run = with_out(command, config.out)
+    from launchers.local import launch_local  # imports torch, which --help need not
+
+    return launch_local(config, command, run)
+
+
+def slurm(own: Sequence[str], command: Sequence[str]) -> int:
+    """`mgd-ssl launch slurm`."""
+    config = parse(SlurmConfig, own, "mgd-ssl launch slurm", CONFIGS)
+    elements = [Element("", [])] if config.array is None else read_sweep(config.array)
+    if config.array is not None and config.out is None:
+        raise UserError("out is not set: with --array pass --out before the --, the folder of all runs")
+    commands, runs = [], []
+    for element in elements:
+        out = config.out / element.name if config.out is not None and element.name else config.out
+        full, run = with_out([*command, *element.flags], out)
+        commands.append(full)
+        runs.append(run)
+    chained = [(words[0], [evaluation(words, full, run) for full, run in zip(commands, runs, strict=True)])
+               for words in map(shlex.split, config.then)]  # fmt: skip
+    return submit_all(config, commands, runs, chained)
+
+
+def submit_all(
+    config: SlurmConfig,
+    commands: Sequence[Sequence[str]],
+    runs: Sequence[Path],
+    chained: Sequence[tuple[str, Sequence[Sequence[str]]]],
+) -> int:
+    """Submit the command and those that follow it; with --wait, see them through."""
+    from launchers.follow import follow
+    from launchers.slurm import batch_script, check_free, submit
+
+    name = f"{commands[0][0]}-{(config.out or runs[0]).absolute().name}"
+    if config.dry_run:
+        print(batch_script(config, name, runs[0].absolute() / "jobs", len(runs)))
+        for full in commands:
+            print(f"# mgd-ssl {shlex.join(full)}")
+        return 0
+    for run in runs:
+        check_free(run)
+    jobs = submit(config, name, commands, runs)
+    for job in jobs:
+        print(f"job {job.job_id}: {job.run}, log {job.log}")
+    all_jobs = list(jobs)
+    main_id = jobs[0].job_id.partition("_")[0]
+    alone = config.model_copy(update={"nodes": 1})
+    for word, evaluations in chained:
+        dependency = f"{'aftercorr' if len(jobs) > 1 else 'afterok'}:{main_id}"
+        after = submit(alone, f"{word}-{name.partition('-')[2]}", evaluations, runs, dependency)
+        for job in after:
+            print(f"job {job.job_id}: {word} of {job.run} once it has finished, log {job.log}")
+        all_jobs += after
+    if config.wait:
+        return follow(all_jobs)
+    shown = " ".join(shlex.quote(os.path.relpath(run)) for run in runs[:3]) + (" ..." if len(runs) > 3 else "")
+    print(f"follow: tail -F {shlex.quote(jobs[0].log)}")
+    print(f"state:  mgd-ssl runs {shown}")
+    print(f"cancel: scancel {main_id}")
+    return 0
+
+
+def with_out(command: Sequence[str], out: Path | None) -> tuple[list[str], Path]:
+    """The checked command with its --out, and that folder.
+
+    Raises:
+        UserError: when there is no command, its settings are not valid, or there are two different --out.
+    """
+    if not command:
+        raise UserError("there is no command: write it after --, for instance `-- pretrain --config ...`")
+    full = list(command)
+    given = any(word == "--out" or word.startswith("--out=") for word in full)
+    if out is not None and not given:
+        full += ["--out", str(out)]
+    run = check(full[0], full[1:])
+    if out is not None and run.absolute() != out.absolute():
+        raise UserError(f"--out is {out} before the -- and {run} after it: leave one of them out")
+    return full, run
+
+
+def evaluation(words: Sequence[str], pretraining: Sequence[str], run: Path) -> list[str]:
+    """The command line of an evaluation of a run that is still to be trained.
+
+    Raises:
+        UserError: when it is none, or nothing says on which images.
+    """
+    if words[0] not in ("linear", "knn"):
+        raise UserError(f"--then has {words[0]!r}: choose linear or knn")
+    if pretraining[0] != "pretrain":
+        raise UserError(f"--then evaluates a run of pretrain, not of {pretraining[0]}: leave it out")
+    full = [*words, "--checkpoint", str(run), "--out", str(run)]
+    if not any(word == "--data" or word.startswith("--data=") for word in words):
+        full += ["--data", str(labelled_folder(pretraining, words[0]))]
+    check(full[0], full[1:])
+    return full
+
+
+def labelled_folder(pretraining: Sequence[str], evaluation: str) -> Path:
+    """The folder with train/ and val/ that pretraining is monitored or trained on.
+
+    Raises:
+        UserError: when there is none.
+    """
+    config = parse(PretrainConfig, pretraining[1:], "mgd-ssl pretrain")
+    for train, val in ((config.knn.train, config.knn.val), (config.data.train, None)):
+        if train is None or train.name != "train":
+            continue
+        folder = train.parent
+        if val == folder / "val" or (val is None and (folder / "val").is_dir()):
+            return folder
+    raise UserError(
+        f"--then {evaluation} needs labelled images, DIR/train/<class>/* and DIR/val/<class>/*: "
+        f"write --then '{evaluation} --data DIR'"
+    )

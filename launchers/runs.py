@@ -1,0 +1,170 @@
+"""`mgd-ssl runs RUN...`: a table of runs and their jobs."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from launchers.records import Records
+from launchers.states import UNKNOWN, State, states
+from mgd_ssl.config import Settings, parse
+from mgd_ssl.errors import INTERRUPTED, UserError
+from mgd_ssl.report.runs import short_names
+
+TAIL = 65536  # bytes of a log in which its last line is looked for
+
+
+class RunsConfig(Settings):
+    """A table of runs and their jobs: mgd-ssl runs RUN... ; a folder of runs stands for the runs in it."""
+
+    json_lines: bool = Field(False)
+    """Print one JSON object a run instead of the table."""
+
+
+class Row(NamedTuple):
+    """One run as the table shows it; None where there is nothing yet."""
+
+    run: str
+    state: str
+    epoch: float | None
+    loss: float | None
+    knn_top1: float | None
+    images_per_second: float | None
+    restarts: int
+    last_line: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table."""
+    folders = [Path(word) for word in argv if not word.startswith("-")]
+    config = parse(RunsConfig, [word for word in argv if word.startswith("-")], "mgd-ssl runs")
+    if not folders:
+        raise UserError("no run is named: mgd-ssl runs RUN..., or the folder that runs lie in")
+    rows = read_rows(expanded(folders))
+    if config.json_lines:
+        for row in rows:
+            print(json.dumps(row._asdict()))
+    else:
+        show(rows)
+    return 0
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started or submitted in a folder."""
+    return (folder / "config.json").is_file() or any(Records.of_run(folder))
+
+
+def expanded(folders: Sequence[Path]) -> list[Path]:
+    """The runs among these folders and directly below them, each once.
+
+    Raises:
+        UserError: when a folder is missing, or there is no run in it.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: pass the folder of a run, what was its --out")
+        runs = [folder] if is_run(folder) else [path for path in sorted(folder.iterdir()) if is_run(path)]
+        if not runs:
+            raise UserError(f"{folder} holds no run: pass what was --out of `mgd-ssl pretrain` or of `mgd-ssl launch`")
+        found += runs
+    return list({run.resolve(): run for run in found}.values())
+
+
+def read_rows(runs: Sequence[Path]) -> list[Row]:
+    """A row a run; Slurm is asked once for all of them."""
+    newest = {run: next(reversed(Records.of_run(run)), None) for run in runs}
+    ids = {run: records.submission().job_id for run, records in newest.items() if records is not None}
+    known = states([job_id for job_id in ids.values() if job_id])
+    return [
+        row(run, name, newest[run], known.get(ids.get(run, ""), UNKNOWN))
+        for run, name in zip(runs, short_names(runs), strict=True)
+    ]
+
+
+def row(run: Path, name: str, records: Records | None, state: State) -> Row:
+    """What a run's folder and its newest job tell."""
+    metrics = last_rows(run / "metrics.jsonl")
+    train, knn = metrics.get("train", {}), metrics.get("knn", {})
+    return Row(
+        name,
+        state_of(run, records, state),
+        train.get("epoch"),
+        train.get("loss"),
+        knn.get("top1"),
+        train.get("images_per_second"),
+        max(0, len(records.attempts()) - 1) if records is not None else 0,
+        last_line([run / "log.txt", *(map(Path, reversed(records.submission().logs)) if records else ())]),
+    )
+
+
+def state_of(run: Path, records: Records | None, state: State) -> str:
+    """`running`, `pending (Priority)`, `finished`, `failed, code 3`, `stopped`, ..."""
+    if state.alive:
+        return state.name.lower() + (f" ({state.reason})" if state.reason and state.name == "PENDING" else "")
+    if (run / "result.json").is_file():
+        return "finished"
+    if records is None:
+        return "not launched"
+    end, failures = records.end(), records.failures()
+    if failures:
+        return f"failed, code {failures[0].code}"
+    if state is not UNKNOWN and state.name not in ("COMPLETED", "FAILED"):
+        return state.name.lower().replace("_", " ")
+    if end is None:
+        return "running" if records.submission().launcher == "local" else state.name.lower()
+    return {0: "finished", INTERRUPTED: "stopped"}.get(end.code, f"failed, code {end.code}")
+
+
+def last_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The newest row of each kind in metrics.jsonl; a line that is being written is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            content = json.loads(line)
+            found[content["kind"]] = content
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def last_line(logs: Sequence[Path]) -> str:
+    """The last line of the log that was written last."""
+    there = [log for log in logs if log.is_file() and log.stat().st_size]
+    if not there:
+        return ""
+    newest = max(there, key=lambda log: log.stat().st_mtime)
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("submitit INFO")]
+    return lines[-1] if lines else ""
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    table = Table(box=None)
+    for column, justify in (
+        ("run", "left"), ("state", "left"), ("epoch", "right"), ("loss", "right"), ("k-NN", "right"),
+        ("images/s", "right"), ("restarts", "right"),
+    ):  # fmt: skip
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("last line", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.run, row.state, _number(row.epoch, 2), _number(row.loss, 4), _number(row.knn_top1, 2),
+            _number(row.images_per_second, 0), str(row.restarts), row.last_line,
+        )  # fmt: skip
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:  # a pipe gets whole lines
+        console.width = 10_000
+    console.print(table, highlight=False, markup=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
