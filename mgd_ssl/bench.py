@@ -95,7 +95,7 @@ def views(config: BenchConfig) -> dict[str, Any]:
     """Stages, hand-over, and on a GPU what it makes of its share."""
     ring, fresh = handover(config.image_size, config.rounds)
     result: dict[str, Any] = {
-        "views": {name: asdict(cost) for name, cost in measure_views(config.image_size, config.rounds).items()},
+        "stages": {name: asdict(cost) for name, cost in measure_views(config.image_size, config.rounds).items()},
         "handover_us": ring,
         "handover_fresh_memory_us": fresh,
         "cores": len(os.sched_getaffinity(0)),
@@ -113,7 +113,7 @@ def views_table(config: BenchConfig, result: dict[str, Any]) -> Table:
     table = Table(title=title, caption="us of CPU time; the ratio is the median of the rounds', and its spread")
     for column in ("stage", "reference us", "fast us", "ratio", "fast images/s"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for name, cost in result["views"].items():
+    for name, cost in result["stages"].items():
         ratio = f"{cost['ratio']} ({cost['spread']})"
         table.add_row(name, str(cost["reference"]), str(cost["fast"]), ratio, f"{1e6 / cost['fast']:.0f}")
     table.add_row("hand-over", str(result["handover_fresh_memory_us"]), str(result["handover_us"]), "", "")
@@ -123,7 +123,7 @@ def views_table(config: BenchConfig, result: dict[str, Any]) -> Table:
 def verdict(result: dict[str, Any]) -> str:
     """What limits a training on this machine, and how many cores keep the step busy."""
     backend, cores = result["backend"], result["cores"]
-    cost = result["views"][f"whole, {backend}"]["fast"] + result["handover_us"]
+    cost = result["stages"][f"whole, {backend}"]["fast"] + result["handover_us"]
     fed = f"a core feeds {1e6 / cost:.0f} images/s through the {backend} backend"
     if "step_images_per_second" not in result:
         return f"{fed}; this machine has {cores}."
@@ -146,7 +146,7 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
 
     def both() -> None:
         for _ in range(2):
-            finish(pixels, rows, ViewPolicy().blur_sigma[1])
+            finish(pixels, rows, ViewPolicy().max_sigma)
 
     seconds = [timed(both, runtime) for _ in range(config.warmup + config.rounds)][config.warmup :]
     return round(config.batch_size / statistics.median(seconds))

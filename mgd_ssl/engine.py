@@ -117,7 +117,7 @@ class Trainer:
         """Normalised query and key views on the device; their colours are done there if the workers left them."""
         views = [self.runtime.upload(pixels) for pixels in (batch.im_q, batch.im_k)]
         if batch.rows is not None:
-            max_sigma = self.config.data.blur_sigma[1]
+            max_sigma = view_policy(self.config.data).max_sigma
             rows = self.runtime.upload(batch.rows)
             views = [self.finish_views(*pair, max_sigma) for pair in zip(views, rows, strict=True)]
         return [self.runtime.images(pixels) for pixels in views]

@@ -68,6 +68,11 @@ class ViewPolicy:
     blur_probability: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
+    @property
+    def max_sigma(self) -> float:
+        """Of the strongest blur a view can have."""
+        return self.blur_sigma[1] if self.blur_probability > 0 else 0.0
+
     @classmethod
     def v1(cls) -> "ViewPolicy":
         """MoCo v1: grey before the jitter, jitter on every view with a hue shift of up to 0.4, and no blur."""

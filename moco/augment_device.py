@@ -19,7 +19,7 @@ def finish_views(pixels: Tensor, views: Tensor, max_sigma: float) -> Tensor:
     Args:
         pixels: cropped, resized and flipped, [N, H, W, 3] uint8.
         views: rows of `View`, [N, 15] float32.
-        max_sigma: the largest blur there can be, in pixels.
+        max_sigma: of the strongest blur there can be, in pixels; 0: there is none.
 
     Returns:
         [N, H, W, 3] uint8.
@@ -63,8 +63,8 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     saturation = (chroma / value.clamp(min=1) * 255).floor() / 255
 
     hue = (hue + (turns * 255).trunc()).remainder(256) * (6 / 255)
-    # how far red, green and blue are from the sixths of the circle in which they are the largest
-    offsets = torch.tensor((5.0, 3.0, 1.0), device=images.device).view(1, 3, 1, 1)
+    # each channel falls off in other sixths of the circle: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
+    offsets = 5 - 2 * torch.arange(3, device=images.device).view(1, 3, 1, 1)
     distance = (hue + offsets).remainder(6)
     share = torch.minimum(distance, 4 - distance).clamp(0, 1)
     return (value * (1 - saturation * share) + 0.5).floor()
@@ -72,6 +72,8 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def _blur(images: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
     """Three passes of a box along rows, then along columns, each rounded, as PIL approximates a Gaussian."""
+    if max_sigma == 0:
+        return images
     radius = box_radius(sigma)
     reach = int(box_radius(max_sigma)) + 1
     taps = [(radius + 1 - abs(offset)).clamp(0, 1) / (2 * radius + 1) for offset in range(-reach, reach + 1)]

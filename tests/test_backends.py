@@ -146,6 +146,14 @@ def test_a_view_finished_in_a_batch_is_the_one_finished_alone() -> None:
     assert together.shape == pixels.shape and together.dtype == torch.uint8 and together.is_contiguous()
 
 
+def test_without_any_blur_there_is_nothing_to_pay_for_it() -> None:
+    assert (ViewPolicy().max_sigma, ViewPolicy.v1().max_sigma) == (2.0, 0.0)
+    pixels = torch.from_numpy(np.stack(pictures(64, 64)))
+    views = [draw_view(ViewPolicy.v1(), 64, 64, seed=0, epoch=0, index=i, view=0) for i in range(len(pixels))]
+    rows = torch.tensor(views, dtype=torch.float32)
+    assert torch.equal(finish_views(pixels, rows, 0.0), finish_views(pixels, rows, 2.0))
+
+
 def test_finishing_compiles_without_a_break_for_any_blur() -> None:
     compiled = torch.compile(finish_views, backend="eager", fullgraph=True)
     pixels = torch.from_numpy(np.stack(pictures(64, 64)))

@@ -27,8 +27,8 @@ def test_bench_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> No
 
 def assert_views_are_measured(result: dict[str, Any]) -> None:
     stages = {"decode", "crop and resize", "colours", "blur"}
-    assert stages | {"whole, cpu", "whole, device", "published, cpu", "published, device"} == result["views"].keys()
-    assert all(min(cost["reference"], cost["fast"], cost["ratio"]) > 0 for cost in result["views"].values())
+    assert stages | {"whole, cpu", "whole, device", "published, cpu", "published, device"} == result["stages"].keys()
+    assert all(min(cost["reference"], cost["fast"], cost["ratio"]) > 0 for cost in result["stages"].values())
     assert result["handover_us"] > 0 and result["cores"] >= 1
 
 
@@ -44,7 +44,7 @@ def test_bench_of_the_views_alone(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("speed", "cores", "slower"), [(400.0, 1, "step"), (600.0, 1, "data"), (600.0, 2, "step")])
 def test_the_verdict_compares_step_and_data(speed: float, cores: int, slower: str) -> None:
     views = {"whole, cpu": {"fast": 1900.0}}
-    result = {"views": views, "handover_us": 100.0, "backend": "cpu", "cores": cores, "device": "cpu"}
+    result = {"stages": views, "handover_us": 100.0, "backend": "cpu", "cores": cores, "device": "cpu"}
     sentence = verdict({**result, "step_images_per_second": speed})
     assert sentence.startswith(f"The {slower} is the bottleneck")
     assert f"so {speed / 500:.2g} cores keep it busy" in sentence and "a core feeds 500 images/s" in sentence
