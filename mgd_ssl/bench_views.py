@@ -52,9 +52,9 @@ def measure_views(size: int, rounds: int) -> dict[str, Cost]:
         size: edge of a view in pixels.
         rounds: in each, every stage is run by both in turn; one more is not counted.
     """
-    cv2.setNumThreads(0)
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)  # as in a data worker
+    cv2.setNumThreads(0)
     try:
         stages = Stages(size).all()
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}
@@ -62,7 +62,8 @@ def measure_views(size: int, rounds: int) -> dict[str, Cost]:
             for name, (pil, fast) in stages.items():
                 times[name].append((_timed(pil), _timed(fast)))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
     return {name: _cost(measured[1:]) for name, measured in times.items()}
 
 

@@ -15,6 +15,7 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 GREY = np.array((0.299, 0.587, 0.114))
 DOWN = -0.499  # OpenCV rounds where PIL cuts the fraction off
+FINE = 5.0  # pixels of blur up to which taps in steps of 1/256 will do, as OpenCV has them for 8 bits
 
 
 def render_view_fast(pixels: Pixels, view: View, out: Pixels) -> None:
@@ -101,6 +102,9 @@ def _blur(pixels: Pixels, sigma: float) -> Pixels:
     reach = int(radius) + 1
     box = np.clip(radius + 1 - np.abs(np.arange(-reach, reach + 1)), 0, 1) / (2 * radius + 1)
     kernel = np.convolve(np.convolve(box, box), box)
-    kernel = kernel[kernel > 1 / 512]  # OpenCV counts in 1/256: the rest is work for nothing
+    if sigma > FINE:
+        floats = cv2.sepFilter2D(pixels, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+        return np.rint(floats).astype(np.uint8)
+    kernel = kernel[kernel > 1 / 512]  # the rest is work for nothing
     kernel /= kernel.sum()
     return cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)  # type: ignore[return-value]

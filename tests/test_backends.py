@@ -77,7 +77,7 @@ OPERATIONS: dict[str, Callable[[], list[View]]] = {
     "weak blur": lambda: [PLAIN._replace(sigma=sigma) for sigma in uniform(0.1, 0.7)],
     "blur": lambda: [PLAIN._replace(sigma=sigma) for sigma in uniform(0.7, 1.4)],
     "strong blur": lambda: [PLAIN._replace(sigma=sigma) for sigma in uniform(1.4, 2.0)],
-    "blur beyond the recipe": lambda: [PLAIN._replace(sigma=sigma) for sigma in (3.3, 8.0)],
+    "blur beyond the recipe": lambda: [PLAIN._replace(sigma=sigma) for sigma in (3.3, 5.0, 8.0, 40.0)],
 }
 
 

@@ -116,6 +116,59 @@ def test_a_slot_is_not_given_out_while_its_batch_is_in_use(photos: ImageList) ->
     assert next(ring.addressed(order(4)))[0] == filled[0][0]
 
 
+def test_on_a_gpu_copies_from_a_slot_are_waited_for_before_it_is_given_out(
+    photos: ImageList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Event:
+        def record(self, stream: str) -> None:
+            told.append(f"recorded on {stream}")
+
+        def synchronize(self) -> None:
+            told.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    ring = Ring(TwoViews(photos, ViewPolicy(), 16, 0), 4, 1, torch.device("cuda"))
+    slots = ring.addressed(order(2))
+    batches = ring.read((slot, len(keys), []) for slot, keys in slots)
+    next(batches)
+    assert told == []
+    next(batches)
+    assert told == ["recorded on the stream of cuda", "waited"]
+
+
+class Cudart:
+    """Takes note of what is locked, or refuses to lock anything."""
+
+    def __init__(self, failing: bool) -> None:
+        self.failing, self.locked, self.asked = failing, set[int](), 0
+
+    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        assert size > 0 and flags == 0
+        self.asked += 1
+        if not self.failing:
+            self.locked.add(pointer)
+        return int(self.failing)
+
+    def cudaHostUnregister(self, pointer: int) -> None:
+        self.locked.remove(pointer)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_on_a_gpu_the_ring_is_pinned_where_that_works(
+    photos: ImageList, monkeypatch: pytest.MonkeyPatch, failing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cudart = Cudart(failing)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    with view_batches(TwoViews(photos, ViewPolicy(), 16, 0), order(1), 4, 0, torch.device("cuda")):
+        assert cudart.asked == 2 * (1 + SPARE)
+        assert len(cudart.locked) == (0 if failing else cudart.asked)
+    assert not cudart.locked
+    assert ("could not be pinned" in caplog.text) == failing
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_worker_ends_in_its_sentence(tmp_path: Path, workers: int) -> None:
     for i in range(3):
