@@ -7,7 +7,7 @@ work on the machine disturbs less than the clock's.
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from mgd_ssl.data import Space, TwoViews, batches
+from mgd_ssl.data import Backend, Space, TwoViews, batches
 from mgd_ssl.images import ImageList, Unreadable, decode
 from mgd_ssl.jpeg import decode_pixels
 from mgd_ssl.photograph import jpeg, photograph
 from mgd_ssl.ring import view_batches
-from moco import View, ViewPolicy, draw_view, render_view
-from moco.augment_cpu import Pixels, cut_view, finish_view, render_view_fast
+from moco import ViewPolicy, draw_view, render_view
+from moco.augment_cpu import Pixels, cut_view, finish_view
 
 NUM_IMAGES = 20  # a stage handles all of them before it is the next one's turn
 HANDOVER_BATCH = 32
@@ -32,7 +32,7 @@ HANDOVER_BATCHES = (4, 24)  # the difference of the two is free of what starting
 POLICY = ViewPolicy()
 CPU = torch.device("cpu")
 
-Stage = Callable[[int], None]  # handles the image of that number
+Stage = Callable[[], None]  # handles all images once
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def measure_views(size: int, rounds: int) -> dict[str, Cost]:
 def _timed(stage: Stage) -> float:
     """Microseconds of CPU time an image."""
     started = time.process_time()
-    for i in range(NUM_IMAGES):
-        stage(i)
+    stage()
     return (time.process_time() - started) / NUM_IMAGES * 1e6
 
 
@@ -82,92 +81,117 @@ def _cost(times: Sequence[tuple[float, float]]) -> Cost:
     return Cost(round(pil, 1), round(fast, 1), round(middle, 2), round(high - low, 2))
 
 
+class InMemory(ImageList):
+    """Files that need not be read."""
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        super().__init__(Path(), [f"{i:04d}.jpg" for i in range(len(files))])
+        self.files = files
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self.files[index]
+
+
 class Stages:
-    """Each stage of the views as a pair of functions of an image's number: PIL's, and the fast one."""
+    """Each stage of the views as a pair of functions: PIL's way, and the fast one."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.files = [jpeg(photograph(seed)) for seed in range(NUM_IMAGES)]
         self.images = [decode(file) for file in self.files]
         self.pixels = [decode_pixels(file) for file in self.files]
-        self.views = [tuple(self.draw(i)) for i in range(NUM_IMAGES)]
-        self.out: Pixels = np.zeros((2, size, size, 3), np.uint8)
-        self.cut = np.zeros((NUM_IMAGES, 2, size, size, 3), np.uint8)
-        for i, views in enumerate(self.views):
+        self.views = [
+            [draw_view(POLICY, *image.size, seed=0, epoch=0, index=i, view=v) for v in range(2)]
+            for i, image in enumerate(self.images)
+        ]
+        self.cut: Pixels = np.zeros((NUM_IMAGES, 2, size, size, 3), np.uint8)
+        for pixels, views, cut in zip(self.pixels, self.views, self.cut, strict=True):
             for v, view in enumerate(views):
-                cut_view(self.pixels[i], view, self.cut[i, v])
-        self.published = published(size)
-
-    def draw(self, i: int) -> Iterator[View]:
-        """The two views of an image."""
-        for v in range(2):
-            yield draw_view(POLICY, *self.images[i].size, seed=0, epoch=0, index=i, view=v)
+                cut_view(pixels, view, cut[v])
 
     def all(self) -> dict[str, tuple[Stage, Stage]]:
-        """By name. `whole` starts from PIL's rendering of the same table, `published` from torchvision's transforms,
-        which end in normalised floats; beside them is what a data worker does for the cpu and device backends."""
+        """By name. `whole` starts from our rendering with PIL, `published` from torchvision's transforms, which end in
+        normalised floats; beside them is what a data worker does for the cpu and device backends."""
+        reference, cpu, device = (self.whole(backend) for backend in ("reference", "cpu", "device"))
         return {
-            "decode": (lambda i: _discard(decode(self.files[i])), lambda i: _discard(decode_pixels(self.files[i]))),
+            "decode": self.decode(),
             "crop and resize": self.resize(),
             "colours": self.finish(sigma=0),
             "blur": self.finish(brightness=1, contrast=1, saturation=1, hue=0, grey=0),
-            "whole, cpu": (self.whole_reference, self.whole_fast),
-            "whole, device": (self.whole_reference, lambda i: self.whole_fast(i, cut_view)),
-            "published, cpu": (self.whole_published, self.whole_fast),
-            "published, device": (self.whole_published, lambda i: self.whole_fast(i, cut_view)),
+            "whole, cpu": (reference, cpu),
+            "whole, device": (reference, device),
+            "published, cpu": (self.published, cpu),
+            "published, device": (self.published, device),
         }
+
+    def decode(self) -> tuple[Stage, Stage]:
+        """From a file to its pixels."""
+
+        def reference() -> None:
+            for file in self.files:
+                decode(file)
+
+        def fast() -> None:
+            for file in self.files:
+                decode_pixels(file)
+
+        return reference, fast
 
     def resize(self) -> tuple[Stage, Stage]:
         """The geometric part alone."""
         neutral = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "grey": 0, "sigma": 0}
         views = [[view._replace(**neutral) for view in pair] for pair in self.views]
+        out = np.empty((self.size, self.size, 3), np.uint8)
 
-        def reference(i: int) -> None:
-            for v in range(2):
-                self.out[v] = np.asarray(render_view(self.images[i], views[i][v], self.size))
+        def reference() -> None:
+            for image, pair in zip(self.images, views, strict=True):
+                for view in pair:
+                    out[:] = np.asarray(render_view(image, view, self.size))
 
-        def fast(i: int) -> None:
-            for v in range(2):
-                cut_view(self.pixels[i], views[i][v], self.out[v])
+        def fast() -> None:
+            for pixels, pair in zip(self.pixels, views, strict=True):
+                for view in pair:
+                    cut_view(pixels, view, out)
 
         return reference, fast
 
     def finish(self, **neutral: float) -> tuple[Stage, Stage]:
         """What comes after the geometric part, with some of it left out."""
         whole = {"left": 0, "top": 0, "width": self.size, "height": self.size, "flip": 0, **neutral}
-        views = [[view._replace(**whole) for view in pair] for pair in self.views]
-        images = [[Image.fromarray(pixels) for pixels in pair] for pair in self.cut]
+        cut = [pixels for pair in self.cut for pixels in pair]
+        views = [view._replace(**whole) for pair in self.views for view in pair]
+        images = [Image.fromarray(pixels) for pixels in cut]
+        out = np.empty_like(cut[0])
 
-        def reference(i: int) -> None:
-            for v in range(2):
-                render_view(images[i][v], views[i][v], self.size)
+        def reference() -> None:
+            for image, view in zip(images, views, strict=True):
+                render_view(image, view, self.size)
 
-        def fast(i: int) -> None:
-            for v in range(2):
-                finish_view(self.cut[i, v], views[i][v])
+        def fast() -> None:
+            for pixels, view in zip(cut, views, strict=True):
+                out[:] = pixels
+                finish_view(out, view)
 
         return reference, fast
 
-    def whole_reference(self, i: int) -> None:
-        """From the file to both views, with PIL."""
-        image = decode(self.files[i])
-        for v, view in enumerate(self.draw(i)):
-            self.out[v] = np.asarray(render_view(image, view, self.size))
+    def whole(self, backend: Backend) -> Stage:
+        """From the files to a batch, as a data worker does it."""
+        dataset = TwoViews(InMemory(self.files), POLICY, self.size, 0, backend)
+        space = dataset.space(NUM_IMAGES)
+        keys = [(0, i) for i in range(NUM_IMAGES)]
+        return lambda: _discard(dataset.fill(keys, space))
 
-    def whole_fast(self, i: int, render: Callable[[Pixels, View, Pixels], None] = render_view_fast) -> None:
-        """From the file to both views, or with `cut_view` to those the device has to finish."""
-        pixels = decode_pixels(self.files[i])
-        for v, view in enumerate(self.draw(i)):
-            render(pixels, view, self.out[v])
-
-    def whole_published(self, i: int) -> None:
-        """From the file to both views as normalised floats, with the transforms of MoCo's program."""
-        image = decode(self.files[i])
-        for _ in range(2):
-            self.published(image)
+    def published(self) -> None:
+        """From the files to views as normalised floats, with the transforms of MoCo's program."""
+        transform = published_transforms(self.size)
+        for file in self.files:
+            image = decode(file)
+            for _ in range(2):
+                transform(image)
 
 
-def published(size: int) -> Callable[[Image.Image], Tensor]:
+def published_transforms(size: int) -> Callable[[Image.Image], Tensor]:
     """MoCo v2's augmentation as in main_moco.py of https://github.com/facebookresearch/moco."""
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     blur = transforms.RandomApply([_pil_blur], p=0.5)

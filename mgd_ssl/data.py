@@ -23,7 +23,7 @@ from mgd_ssl.config import DataConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.images import ImageList, Unreadable, decode
 from mgd_ssl.jpeg import decode_pixels
-from moco import View, ViewPolicy, draw_view, render_view
+from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
 from moco.augment_cpu import Pixels, cut_view, render_view_fast
 from moco.keyed import keyed_generator
 
@@ -118,15 +118,17 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
     def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
         """Write the views of a batch; what could not be decoded is returned."""
         how: Callable[[bytes], Image.Image | Pixels] = decode if self.backend == "reference" else decode_pixels
-        views, rows = (tensor.numpy() for tensor in space)
+        out, table = space.views.numpy(), list[list[View]]()
+        unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(2)] for key in keys]
         unreadable: list[Unreadable] = []
-        for i, (epoch, index) in enumerate(keys):
+        for i, (_, index) in enumerate(keys):
             image, _ = self.load(index, unreadable, how)  # once for both views
             width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-            for v in range(2):
-                view = draw_view(self.policy, width, height, seed=self.seed, epoch=epoch, index=index, view=v)
-                rows[v, i] = view
-                self.render(image, view, views[v, i])
+            pair = [place_view(each, self.policy, width, height) for each in unplaced[i]]
+            for v, view in enumerate(pair):
+                self.render(image, view, out[v, i])
+            table.append(pair)
+        space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
         return unreadable
 
     def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:

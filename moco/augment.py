@@ -91,19 +91,30 @@ def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: 
         index: of the sample in the data set.
         view: 0 for the query view, 1 for the key view.
     """
+    return place_view(draw_unplaced(policy, seed, epoch, index, view), policy, width, height)
+
+
+class Unplaced(NamedTuple):
+    """A view before its image is known: all but the crop box."""
+
+    chances: list[float]  # uniform numbers for the box
+    rest: tuple[float, ...]  # the columns of `View` from `flip` on
+
+
+def draw_unplaced(policy: ViewPolicy, seed: int, epoch: int, index: int, view: int) -> Unplaced:
+    """`draw_view` up to where it needs the image's size; arguments as there.
+
+    A batch draws these in one go: between two images to decode it would take several times as long, as the decoder
+    drives all this code out of the cache.
+    """
     uniforms = keyed_generator(seed, "view", epoch, index, view).random(4 * CROP_ATTEMPTS + 10).tolist()
-    left, top, crop_width, crop_height = _crop_box(policy, width, height, uniforms)
     flip, jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma = uniforms[4 * CROP_ATTEMPTS :]
 
     jittered = jitter < policy.jitter_probability
     to_grey = grey < policy.grey_probability
     coloured = jittered and not (policy.grey_first and to_grey)
     low, high = policy.blur_sigma
-    return View(
-        left,
-        top,
-        crop_width,
-        crop_height,
+    rest = (
         flip < policy.flip_probability,
         1 + policy.brightness * (2 * brightness - 1) if jittered else 1.0,
         1 + policy.contrast * (2 * contrast - 1) if jittered else 1.0,
@@ -113,6 +124,12 @@ def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: 
         to_grey * (2 if policy.grey_first else 1),
         low + (high - low) * sigma if blur < policy.blur_probability else 0.0,
     )
+    return Unplaced(uniforms, rest)
+
+
+def place_view(unplaced: Unplaced, policy: ViewPolicy, width: int, height: int) -> View:
+    """`draw_view` from there on."""
+    return View(*_crop_box(policy, width, height, unplaced.chances), *unplaced.rest)
 
 
 def _crop_box(policy: ViewPolicy, width: int, height: int, uniforms: list[float]) -> tuple[int, int, int, int]:

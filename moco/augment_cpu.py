@@ -15,6 +15,7 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 GREY = np.array((0.299, 0.587, 0.114))
 DOWN = -0.499  # OpenCV rounds where PIL cuts the fraction off
+EDGE = cv2.BORDER_REPLICATE  # as PIL
 FINE = 5.0  # pixels of blur up to which taps in steps of 1/256 will do, as OpenCV has them for 8 bits
 
 
@@ -27,9 +28,7 @@ def render_view_fast(pixels: Pixels, view: View, out: Pixels) -> None:
         out: where the view goes [size, size, 3].
     """
     cut_view(pixels, view, out)
-    finished = finish_view(out, view)
-    if finished is not out:
-        np.copyto(out, finished)
+    finish_view(out, view)
 
 
 def cut_view(pixels: Pixels, view: View, out: Pixels) -> None:
@@ -49,62 +48,65 @@ def _channels_last(pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
 
 
-def finish_view(pixels: Pixels, view: View) -> Pixels:
-    """The photometric part of a view, colour operations, grey and blur: [size, size, 3]."""
+def finish_view(pixels: Pixels, view: View) -> None:
+    """The photometric part of a view, colour operations, grey and blur, in place: memory in the cache stays there.
+
+    Args:
+        pixels: [size, size, 3], contiguous.
+        view: its parameters.
+    """
     if view.grey == 2:
-        pixels = _grey(pixels)
+        _to_grey(pixels)
     for operation in (view.first, view.second, view.third, view.fourth):
-        pixels = _colour_operation(pixels, view, int(operation))
+        _colour_operation(pixels, view, int(operation))
     if view.grey == 1:
-        pixels = _grey(pixels)
+        _to_grey(pixels)
     if view.sigma > 0:
-        pixels = _blur(pixels, view.sigma)
-    return pixels
+        _blur(pixels, view.sigma)
 
 
-def _colour_operation(pixels: Pixels, view: View, operation: int) -> Pixels:
+def _colour_operation(pixels: Pixels, view: View, operation: int) -> None:
     if operation == 0 and view.brightness != 1:
-        return _scaled(pixels, view.brightness, 0)
-    if operation == 1 and view.contrast != 1:
+        _scale(pixels, view.brightness, 0)
+    elif operation == 1 and view.contrast != 1:
         mean = int(np.dot(cv2.mean(pixels)[:3], GREY) + 0.5)
-        return _scaled(pixels, view.contrast, mean * (1 - view.contrast))
-    if operation == 2 and view.saturation != 1:
+        _scale(pixels, view.contrast, mean * (1 - view.contrast))
+    elif operation == 2 and view.saturation != 1:
         matrix = np.empty((3, 4), np.float32)  # factor x pixel + (1 - factor) x its grey
         matrix[:, :3] = view.saturation * np.eye(3) + (1 - view.saturation) * GREY
         matrix[:, 3] = DOWN
-        return cv2.transform(pixels, matrix)  # type: ignore[return-value]
-    if operation == 3 and view.hue != 0:
-        return _turn_hue(pixels, view.hue)
-    return pixels
+        cv2.transform(pixels, matrix, dst=pixels)
+    elif operation == 3 and view.hue != 0:
+        _turn_hue(pixels, view.hue)
 
 
-def _scaled(pixels: Pixels, factor: float, offset: float) -> Pixels:
-    return cv2.addWeighted(pixels, factor, pixels, 0, offset + DOWN)  # type: ignore[return-value]
+def _scale(pixels: Pixels, factor: float, offset: float) -> None:
+    cv2.addWeighted(pixels, factor, pixels, 0, offset + DOWN, dst=pixels)
 
 
-def _turn_hue(pixels: Pixels, turns: float) -> Pixels:
+def _turn_hue(pixels: Pixels, turns: float) -> None:
     """Hue in 256 steps, moved by as many as PIL moves its own."""
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
     row = np.zeros((pixels.shape[1], 3), np.uint8)
     row[:, 0] = int(turns * 255) % 256
     rows = hsv.reshape(len(hsv), -1)
     np.add(rows, row.reshape(-1), out=rows)  # wraps around, as hue does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[return-value]
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=pixels)
 
 
-def _grey(pixels: Pixels) -> Pixels:
-    return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+def _to_grey(pixels: Pixels) -> None:
+    cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=pixels)
 
 
-def _blur(pixels: Pixels, sigma: float) -> Pixels:
+def _blur(pixels: Pixels, sigma: float) -> None:
     """PIL's three box passes as one filter."""
     radius = box_radius(sigma)
     reach = int(radius) + 1
     box = np.clip(radius + 1 - np.abs(np.arange(-reach, reach + 1)), 0, 1) / (2 * radius + 1)
     kernel = np.convolve(np.convolve(box, box), box)
     if sigma > FINE:
-        floats = cv2.sepFilter2D(pixels, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
-        return np.rint(floats).astype(np.uint8)
+        np.rint(cv2.sepFilter2D(pixels, cv2.CV_32F, kernel, kernel, borderType=EDGE), out=pixels, casting="unsafe")
+        return
     kernel = kernel[kernel > 1 / 512]  # the rest is work for nothing
     kernel /= kernel.sum()
-    return cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+    cv2.sepFilter2D(pixels, -1, kernel, kernel, dst=pixels, borderType=EDGE)

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from mgd_ssl.bench import verdict
-from mgd_ssl.bench_views import Stages
+from mgd_ssl.bench_views import InMemory, published_transforms
 from mgd_ssl.cli import main
+from mgd_ssl.photograph import photograph
 
 
 def test_bench_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,10 +51,13 @@ def test_the_verdict_compares_step_and_data(speed: float, cores: int, slower: st
     assert f"so {speed / 500:.2g} cores keep it busy" in sentence and "a core feeds 500 images/s" in sentence
 
 
-def test_stages_do_the_same_work_both_ways() -> None:
-    stages = Stages(48)
-    stages.whole_reference(3)
-    expected = stages.out.astype(int)
-    stages.whole_fast(3)
-    assert 0 < np.abs(expected - stages.out).mean() < 1.7
-    assert stages.published(stages.images[0]).shape == (3, 48, 48)
+def test_the_published_transforms_end_in_normalised_floats() -> None:
+    views = [published_transforms(48)(photograph(0)) for _ in range(8)]
+    assert all(view.shape == (3, 48, 48) and view.dtype == torch.float32 for view in views)
+    assert not torch.equal(views[0], views[1])
+    assert torch.stack(views).min() < 0 < torch.stack(views).max()
+
+
+def test_files_in_memory_are_those_given() -> None:
+    images = InMemory([b"one", b"two"])
+    assert len(images) == 2 and [images.read(i) for i in range(2)] == [b"one", b"two"]
