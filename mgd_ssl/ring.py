@@ -16,7 +16,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.images import Unreadable
 from mgd_ssl.log import logger
 
-SPARE = 2  # slots from which the device may still be copying while workers have all the others
+SPARE = 2  # slots more with a GPU, which may still be copying from them while the workers have all the others
 
 Key = tuple[int, int]
 Filled = tuple[int, int, list[Unreadable]]  # slot, images in it, what could not be decoded
@@ -100,7 +100,8 @@ def view_batches(
         device: of the training.
     """
     # under way are PREFETCH batches a worker, and the one that is in use while another takes its place
-    ring = Ring(dataset, batch_size, PREFETCH * workers + 1 + SPARE, device)
+    num_slots = PREFETCH * workers + 1 + (SPARE if device.type == "cuda" else 0)
+    ring = Ring(dataset, batch_size, num_slots, device)
     with (
         _pinned(ring, device),
         batches(_Slots(dataset, ring.spaces), ring.addressed(keys), workers, pin=False) as filled,
