@@ -13,6 +13,8 @@ from mgd_ssl.errors import UserError
 
 LOOK = 2.0  # seconds between two looks at the queue
 CONTROLLER_AWAY = 900.0  # seconds without an answer of Slurm's before we stop asking
+BETWEEN = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT"}  # a job may be on its way back to the queue
+RETURN = 20.0  # seconds it has for that
 SETTLE = 5.0  # seconds after a job's end for the last lines and records to reach this machine
 
 
@@ -51,10 +53,12 @@ def follow(jobs: Sequence[Job]) -> int:
     seen: dict[str, str] = {}
     left = {job.job_id: job for job in jobs}
     ends: dict[str, Outcome] = {}
+    gone: dict[str, float] = {}  # when a job was first seen in a state that may pass
     while left:
         for job_id, state in patient_states(list(left)).items():
             now = told(left[job_id].records, state)
-            if not state.alive:
+            since = gone.setdefault(job_id, time.monotonic()) if state.name in BETWEEN else gone.pop(job_id, 0.0)
+            if not state.alive and (state.name not in BETWEEN or time.monotonic() - since > RETURN):
                 ends[job_id] = settled(left.pop(job_id).records, state)
             elif seen.get(job_id) != now:
                 seen[job_id] = now

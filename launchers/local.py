@@ -4,20 +4,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launchers.config import LocalConfig
-from launchers.outcome import cause
+from launchers.outcome import Outcome, cause
 from launchers.records import Records, Submission
 from mgd_ssl.errors import INTERRUPTED
 
+SIGTERM = signal.SIGTERM.value
 SAVE_SECONDS = 600  # the launcher waits for processes that finish a step and save, before it kills them
 
 
@@ -35,6 +36,8 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
     records = Records.new(run)
     records.write(Submission("local", list(command), "", config.procs, []))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+    # a store that outlives a restart would hand the new processes the addresses of the old ones
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say ourselves what failed
     elastic = LaunchConfig(
         min_nodes=1,
@@ -46,27 +49,40 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         max_restarts=config.restarts,
     )
     args = ["-u", "-m", "launchers.process", str(records.folder), *command]
-    failed: ChildFailedError | None = None
+    children: Mapping[int, ProcessFailure] = {}
     try:
         with user_signal_as_sigterm():
             elastic_launch(elastic, sys.executable)(*args)
     except SignalException:
         pass
     except ChildFailedError as error:
-        failed = error
-    end = records.end()
+        children = error.failures
+    ended = local_outcome(records, children)
+    if ended.told:
+        print(ended.told, file=sys.stderr)
+    return ended.code
+
+
+def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> Outcome:
+    """How a job ended; nothing to tell where rank 0 has told it.
+
+    Args:
+        records: of the job.
+        children: processes that ended badly, by their local rank.
+    """
+    end, failures, num_tasks = records.end(), records.failures(), records.submission().num_tasks
     if end is not None and end.code in (0, INTERRUPTED):
-        return end.code
-    failures = records.failures()
+        return Outcome(end.code, "")
+    # those torch ends with SIGTERM are victims of the first
+    killed = [rank for rank, child in sorted(children.items()) if child.exitcode < 0 and -child.exitcode != SIGTERM]
+    if killed and (not failures or failures[0].connection):
+        name = signal.Signals(-children[killed[0]].exitcode).name
+        return Outcome(1, f"mgd-ssl: rank {killed[0]} was killed by {name}: the same command continues from before")
     if failures:
-        print(cause(failures[0], config.procs), file=sys.stderr)
-        return failures[0].code
-    if failed is not None:
-        rank, failure = failed.get_first_failure()
-        print(f"mgd-ssl: rank {rank} ended without a word: {failure.message}", file=sys.stderr)
-        return 1
-    print("mgd-ssl: stopped before anything was saved: the same command starts again", file=sys.stderr)
-    return INTERRUPTED
+        return Outcome(failures[0].code, cause(failures[0], num_tasks))
+    if children:
+        return Outcome(1, f"mgd-ssl: rank {min(children)} ended without a word: start the command without a launcher")
+    return Outcome(INTERRUPTED, "mgd-ssl: stopped before anything was to be saved: the same command starts again")
 
 
 @contextmanager

@@ -5,8 +5,11 @@ command again. Who has it started again:
 
 - the time limit, a preemption with the user signal, `scancel --signal=USR2`: SIGUSR2. The state is saved, and rank 0
   requeues the job.
-- a preemption without it: SIGTERM while the job is running and has a preemption time. Slurm requeues what it has to
-  kill at the end of the grace time; a job that saves and ends before would count as completed, so rank 0 requeues it.
+- the time limit, when Slurm (which looks every half a minute) had not sent SIGUSR2 before: SIGTERM, and the job is
+  ending for that reason. Slurm does not requeue it; rank 0 does.
+- a preemption without the user signal: SIGTERM while the job is running and has a preemption time. Slurm requeues
+  what it has to kill at the end of the grace time; a job that saves and ends before would count as completed, so
+  rank 0 requeues it.
 - `scontrol requeue`, a failed node: Slurm requeues the job itself and kills it meanwhile. SIGTERM saves what it can.
 - `scancel`: SIGTERM, and the job is not running any more: it is saved and stays cancelled.
 """
@@ -104,7 +107,7 @@ def to_be_requeued(job_id: str, signal_number: int) -> bool:
     """Whether a job stopped by this signal is to go on: not one that is being cancelled, or requeued by others."""
     try:
         if attribute(job_id, "JobState") != "RUNNING":
-            return False
+            return attribute(job_id, "Reason") == "TimeLimit"
         return signal_number == signal.SIGUSR2 or attribute(job_id, "PreemptTime") not in ("", "None")
     except UserError:  # the controller is away: only the signal that asks for it is enough
         return signal_number == signal.SIGUSR2

@@ -15,6 +15,7 @@ from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, chosen_backend, subset, view_policy
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.features import Leaving
 from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy
 from mgd_ssl.log import RunLog, logger
@@ -66,6 +67,7 @@ class Trainer:
         self.step = 0  # finished steps
         self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
         self.meter = Meter(runtime.device)
+        self.leaving: Leaving = lambda batches, most: batches  # while training, ends the work between two epochs too
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
         self.optimizer = torch.optim.SGD(
@@ -164,6 +166,8 @@ class Trainer:
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest().listening())
             stack.callback(stop.finish)
+            stack.callback(setattr, self, "leaving", self.leaving)
+            self.leaving = stop.leaving
             local_batch = optim.batch_size // world_size()
             loader = stack.enter_context(view_batches(dataset, order, local_batch, self.workers, self.runtime.device))
             clock = Clock()
@@ -211,6 +215,7 @@ class Trainer:
             measure_margins=mgd.margin == "measured",
             report=self.skipped.note,
             keep=lambda costs: save_costs(log.folder / "matching_costs.npz", costs, epoch),
+            leaving=self.leaving,
         )
         row: dict[str, Any] = {"epoch": epoch, "seconds": time.monotonic() - started}
         for i, change in enumerate(changes, start=1):
@@ -228,12 +233,12 @@ class Trainer:
         """k-NN of the student as it is, beside its initial state and the teacher."""
         assert self.monitor is not None
         share_norm_statistics(self.method.moco.encoder_q)  # every rank classifies a part, with what is saved
-        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q))
+        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q), self.leaving)
         if self.step == 0:
             self.knn_lines = {"random_top1": student.top1, "random_top5": student.top5}
             logger.info("%s", self.monitor.protocol)
             if self.teacher is not None:
-                teacher = self.monitor.evaluate(trunk(self.teacher.backbone))
+                teacher = self.monitor.evaluate(trunk(self.teacher.backbone), self.leaving)
                 self.knn_lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
         log.write("knn", self.step, {**student._asdict(), **self.knn_lines, "protocol": self.monitor.protocol})
         teacher_top1 = self.knn_lines.get("teacher_top1")

@@ -1,6 +1,7 @@
 """Frozen features of labelled images, shared by every evaluation."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.data import CentreCrops, batches, chunks
+from mgd_ssl.data import CentreCrops, EvalBatch, batches, chunks
 from mgd_ssl.errors import UserError
 from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import broadcast, gather_batch, rank, world_size
 
 GATHERED_ROWS = 4096  # of each rank at a time
+Leaving = Callable[[Iterator[EvalBatch], int], Iterator[EvalBatch]]  # see `StopRequest.leaving`
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def extract_features(
     normalise: bool = True,
     report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
     progress: Callable[[int], None] = lambda done: None,
+    leaving: Leaving = lambda batches, most: batches,
 ) -> Features:
     """Features of centre crops, each process taking its part; complete on every rank.
 
@@ -77,6 +80,7 @@ def extract_features(
         normalise: divide every feature vector by its norm.
         report: told of unreadable images, whose replacements bring their own labels.
         progress: told how many of this process's images are done.
+        leaving: passes this process's batches on (the second argument is how many rank 0 has), or raises between two.
 
     Raises:
         UserError: on all ranks, naming the first image whose features are not finite.
@@ -85,8 +89,9 @@ def extract_features(
     values, used, done = torch.empty(0, 0), torch.empty(len(mine), dtype=torch.int64), 0
     modes = {module: module.training for module in trunk.modules()}
     trunk.eval()
+    most = math.ceil(math.ceil(len(indices) / world_size()) / batch_size)
     with batches(CentreCrops(images, image_size, seed=0), chunks(mine, batch_size), workers, pin=False) as loader:
-        for batch in loader:
+        for batch in leaving(loader, most):
             report(batch.unreadable)
             with runtime.autocast():
                 features = trunk(runtime.images(batch.images))  # [N, d]

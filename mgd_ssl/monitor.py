@@ -8,7 +8,7 @@ from torch import nn
 from mgd_ssl.config import KNNConfig
 from mgd_ssl.data import subset
 from mgd_ssl.errors import UserError
-from mgd_ssl.features import extract_features, scan_labelled
+from mgd_ssl.features import Leaving, extract_features, scan_labelled
 from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
 from mgd_ssl.runtime import Runtime
@@ -59,12 +59,12 @@ class KNNMonitor:
         config = self.config
         return protocol(config.k, config.temperature, f"{len(self.bank_indices)}", len(self.queries), self.image_size)
 
-    def evaluate(self, trunk: nn.Module) -> Accuracy:
-        """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks."""
+    def evaluate(self, trunk: nn.Module, leaving: Leaving = lambda batches, most: batches) -> Accuracy:
+        """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `leaving` as in `extract_features`."""
         bank, queries = (
             extract_features(
                 trunk, images, labels, indices, self.runtime,
-                image_size=self.image_size, workers=self.workers, report=skipped.note,
+                image_size=self.image_size, workers=self.workers, report=skipped.note, leaving=leaving,
             )
             for images, labels, indices, skipped in (
                 (self.bank, self.bank_labels, self.bank_indices, self.skipped_bank),

@@ -1,6 +1,7 @@
 """A matching update: both networks look at a fixed set of images, and the assignments are solved anew."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.data import CentreCrops, batches, chunks
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.features import Leaving
 from mgd_ssl.images import Unreadable
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.method import DistilledMoCo
@@ -34,6 +36,7 @@ def update_matching(
     measure_margins: bool,
     report: Callable[[Sequence[Unreadable]], None],
     keep: Callable[[Sequence[Tensor]], None] = lambda costs: None,
+    leaving: Leaving = lambda batches, most: batches,
 ) -> list[StageMatch]:
     """Match the student's channels anew; the same assignments end on every rank.
 
@@ -51,6 +54,7 @@ def update_matching(
         measure_margins: replace the margins by those measured on the way.
         report: told of unreadable images.
         keep: given the mean costs [C_s, C_t] of every stage, on rank 0 alone.
+        leaving: passes the batches on, or raises between two; see `extract_features`.
     """
     mgd = method.mgd
     assert mgd is not None
@@ -59,8 +63,9 @@ def update_matching(
     was_training = method.training
     method.eval()
     mine = indices[rank() :: world_size()]
+    most = math.ceil(math.ceil(len(indices) / world_size()) / batch_size)
     with batches(crops, chunks(mine, batch_size), workers, pin=runtime.device.type == "cuda") as loader:
-        for batch in loader:
+        for batch in leaving(loader, most):
             report(batch.unreadable)
             images = runtime.images(batch.images)
             with runtime.autocast():

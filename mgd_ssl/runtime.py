@@ -1,5 +1,6 @@
 """The process a run lives in: ranks, device, threads, signals."""
 
+import itertools
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import Interrupted, UserError
 from moco.dist import is_distributed, rank, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -178,6 +179,24 @@ class StopRequest:
             assert handle is not None
             self._pending = number, handle
         return agreed != 0
+
+    def leaving(self, batches: Iterator[T], most: int) -> Iterator[T]:
+        """The same batches, until all ranks agree to stop.
+
+        Args:
+            batches: of this rank.
+            most: batches of the rank that has most of them, equal on all ranks.
+
+        Raises:
+            Interrupted: on all ranks together.
+        """
+        for _ in range(most):
+            if self.agreed():
+                name = signal.Signals(self.signal_number).name
+                raise Interrupted(
+                    f"stopped by {name} between two epochs: the same command continues from there", self.signal_number
+                )
+            yield from itertools.islice(batches, 1)
 
     def finish(self) -> None:
         """Wait for an agreement under way, so that the process group can be taken down."""

@@ -189,9 +189,25 @@ def check_collectives() -> dict[str, Any]:
         "gathered": gather_batch(local),
         "shuffled": shuffled,
         "unshuffled": torch.equal(unshuffle_batch(shuffled, order), local),
+        "images": shuffled_images(),
         "agreed": agreed,
         "shared": on_rank_zero(lambda: f"from rank {rank()}"),
     }
+
+
+def shuffled_images() -> bool:
+    """Whether shuffled images, in both memory formats, are the rows a gathered batch would give, laid out alike."""
+    me, count = rank(), world_size()
+    local = torch.randn(5, 3, 4, 2, generator=torch.Generator().manual_seed(me))
+    gathered = gather_batch(local)
+    right = True
+    for seed in range(4):
+        order = permutation(5 * count, seed)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = shuffle_batch(local.contiguous(memory_format=layout), order)
+            right &= torch.equal(found, gathered[order[5 * me : 5 * (me + 1)]])
+            right &= found.is_contiguous(memory_format=layout)
+    return right
 
 
 def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
@@ -231,6 +247,10 @@ def test_shuffled_batches_are_a_permutation_of_the_global_batch(found: dict[int,
 
 def test_unshuffling_undoes_shuffling(found: dict[int, list[Any]]) -> None:
     assert all(one["collectives"]["unshuffled"] for one in found[2])
+
+
+def test_images_are_exchanged_as_a_gathered_batch_would_be_shuffled(found: dict[int, list[Any]]) -> None:
+    assert all(one["collectives"]["images"] for one in found[2])
 
 
 def test_ranks_agree_on_the_step_they_stop_after(found: dict[int, list[Any]]) -> None:

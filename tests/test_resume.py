@@ -355,3 +355,36 @@ def test_file_in_place_of_the_folder_is_refused(image_folder: Path, tmp_path: Pa
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run cannot be written \(File exists\)"):
         pretrain(**tiny(image_folder, tmp_path / "run"))
+
+
+# stopped between two epochs
+
+
+@pytest.mark.parametrize("what", ["update_matching", "extract_features"])
+def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
+    what: str, image_folder: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mgd_ssl import monitor
+    from mgd_ssl.method import DistilledMoCo
+
+    k_nn = {"train": image_folder / "train", "val": image_folder / "val", "every_epochs": 1, "k": 3}
+    settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, knn=k_nn)
+    owner, name = (DistilledMoCo, "student_maps") if what == "update_matching" else (monitor, "extract_features")
+    original, calls = getattr(owner, name), []
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == (3 if what == "update_matching" else 5):  # after the first epoch
+            signal.raise_signal(signal.SIGUSR2)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalled)
+        with pytest.raises(Interrupted, match="stopped by SIGUSR2 between two epochs") as stopped:
+            pretrain(**settings)
+    assert stopped.value.signal_number == signal.SIGUSR2
+    assert steps_saved(tmp_path / "run") == [3]
+    pretrain(**settings)
+    reference = tiny(image_folder, tmp_path / "reference", teacher=teacher_file, knn=k_nn)
+    pretrain(**reference)
+    assert_same_end(tmp_path / "run", tmp_path / "reference")

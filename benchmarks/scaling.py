@@ -1,0 +1,96 @@
+"""A training step over several gloo processes of this host, and what of it is communication.
+
+    python benchmarks/scaling.py [--counts 1 2 4] [--batch-size 16] [--image-size 64] [--rounds 3]
+
+Every process has the same batch (weak scaling) and one thread. Beside the step are timed, alone: the sum of the
+gradients, the exchange of the key images for shuffled BatchNorm, and the gathering of the keys. Prints a table and,
+on the last line, JSON.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from mgd_ssl.bench import BenchConfig, training_step
+from mgd_ssl.config import RuntimeConfig
+from mgd_ssl.encoders import build_encoder
+from mgd_ssl.runtime import process
+from moco.dist import gather_batch, rank, sum_over_ranks, world_size
+from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
+
+STEPS = 8  # timed in a round, after two
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Median time of a call that all processes make together."""
+    times = []
+    for step in range(2 + STEPS):
+        if world_size() > 1:
+            dist.barrier()
+        started = time.perf_counter()
+        work()
+        if step >= 2:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def worker(batch_size: int, image_size: int) -> None:
+    """Measure in one of the processes; rank 0 prints."""
+    with process(RuntimeConfig(threads=1, device="cpu")) as runtime:
+        config = BenchConfig(batch_size=batch_size, image_size=image_size, runtime=RuntimeConfig(threads=1))
+        found = {"step": seconds(training_step(config, runtime))}
+        count = world_size() * batch_size
+        gradients = [torch.zeros_like(p) for p in build_encoder("resnet18", 128).parameters()]
+        images = torch.zeros(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
+        keys = torch.zeros(batch_size, 128)
+        order = permutation(count, 0)
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        found["gradients"] = seconds(lambda: sum_over_ranks(flat))
+        found["images"] = seconds(lambda: shuffle_batch(images, order))
+        found["keys"] = seconds(lambda: gather_batch(unshuffle_batch(keys, order)))
+        if rank() == 0:
+            print(json.dumps(found))
+
+
+def main() -> None:
+    """Interleave the numbers of processes, round by round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true")
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.batch_size, args.image_size)
+        return
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in args.counts}
+    sizes = ["--batch-size", str(args.batch_size), "--image-size", str(args.image_size)]
+    for _ in range(args.rounds):
+        for count, rounds in found.items():
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+            command = [sys.executable, *launcher, __file__, "--worker", *sizes]
+            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rounds.append(json.loads(answer.stdout.splitlines()[-1]))
+    table = Table("processes", "images/s", "step ms", "gradients ms", "images ms", "keys ms")
+    medians = {}
+    for count, rounds in found.items():
+        one = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+        medians[count] = one | {"images_per_second": count * args.batch_size / one["step"]}
+        shown = (f"{1000 * one[name]:.1f}" for name in ("step", "gradients", "images", "keys"))
+        table.add_row(str(count), f"{medians[count]['images_per_second']:.1f}", *shown)
+    Console().print(table)
+    print(json.dumps(medians))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Several processes of this host through torch's elastic launcher."""
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.launch import main
+from launchers.records import Records
+from tests.launchers.conftest import SCRIPTS
+from tests.runs import assert_same_end, command, ended, flags, processes, steps_saved, tiny, wait_for
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(["local", "--procs", "2", "--", "pretrain", *flags(tiny(image_folder, out))]) == 0
+    return out
+
+
+Start = Callable[..., ForkServerProcess]
+
+
+@pytest.fixture
+def start(image_folder: Path, tmp_path: Path) -> Start:
+    """`mgd-ssl launch local` in a process of its own; what it says goes to said.txt."""
+
+    def started(*options: str, hold: str = "", fail: str = "", **changes: Any) -> ForkServerProcess:
+        env = {"PYTHONPATH": f"{SCRIPTS / 'hold'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        env |= {"HOLD": f"{tmp_path}:{hold}"} if hold else {}
+        env |= {"FAIL": fail} if fail else {}
+        words = ["launch", "local", "--procs", "2", *options, "--", "pretrain"]
+        args = [*words, *flags(tiny(image_folder, tmp_path / "run", **changes))]
+        process = processes.Process(target=command, args=(args, tmp_path / "said.txt", env, None), daemon=False)
+        process.start()
+        return process
+
+    return started
+
+
+def held(folder: Path, step: int, process: ForkServerProcess) -> list[int]:
+    files = [folder / f"held_{step}_{rank}" for rank in range(2)]
+    wait_for(lambda: all(file.exists() for file in files), process)
+    return [int(file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_the_same_command_continues(
+    number: signal.Signals, start: Start, uninterrupted: Path, tmp_path: Path
+) -> None:
+    process = start(hold="4")
+    held(tmp_path, 4, process)
+    os.kill(process.pid or 0, number)
+    assert ended(process) == 75
+    assert steps_saved(tmp_path / "run")[-1] in (4, 5)
+    assert ended(start()) == 0
+    assert_same_end(tmp_path / "run", uninterrupted)
+    [first, second] = Records.of_run(tmp_path / "run")
+    assert [records.end().code for records in (first, second) if (records.end())] == [75, 0]  # type: ignore[union-attr]
+
+
+def test_the_rank_that_failed_is_told_with_its_traceback(start: Start, tmp_path: Path) -> None:
+    assert ended(start(fail="5:1")) == 1
+    said = (tmp_path / "said.txt").read_text()
+    assert "rank 1 of 2 on" in said and "ArithmeticError: rank 1 was told to fail" in said
+    assert said.count("Traceback (most recent call last)") == 1  # not those of the ranks that lost their peer
+
+
+def test_a_killed_rank_is_named(start: Start, tmp_path: Path) -> None:
+    process = start(hold="4")
+    os.kill(held(tmp_path, 4, process)[1], signal.SIGKILL)
+    assert ended(process) == 1
+    said = (tmp_path / "said.txt").read_text()
+    assert "rank 1 was killed by SIGKILL: the same command continues" in said
+    assert "Traceback" not in said
+
+
+def test_restarts_continue_from_the_newest_checkpoint(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
+    process = start("--restarts", "1", hold="5")
+    os.kill(held(tmp_path, 5, process)[1], signal.SIGKILL)
+    assert ended(process) == 0
+    assert_same_end(tmp_path / "run", uninterrupted)
+    assert len(Records.of_run(tmp_path / "run")[-1].attempts()) == 2
+
+
+def test_a_wrong_setting_is_one_sentence(start: Start, tmp_path: Path) -> None:
+    assert ended(start(moco={"queue_size": 65})) == 2
+    said = (tmp_path / "said.txt").read_text()
+    assert "mgd-ssl: moco.queue_size 65 is not a multiple of optim.batch_size 16" in said
+    assert "Traceback" not in said and said.count("queue_size 65") == 1
