@@ -66,6 +66,19 @@ def test_resize_is_pils(backend: str) -> None:
     assert difference(backend, views, shape=(500, 375)) < RESIZE
 
 
+def test_the_cut_is_what_torch_publishes() -> None:
+    """The kernel is called by a name that torch does not promise to keep."""
+    pixels = pictures(500, 375)[0]
+    view = PLAIN._replace(left=20, top=10, width=300, height=260)
+    out = np.empty((96, 96, 3), np.uint8)
+    cut_view(pixels, view, out)
+    crop = torch.from_numpy(pixels[10:270, 20:320].copy()).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(crop, (96, 96), mode="bilinear", antialias=True)
+    assert np.array_equal(out, expected[0].permute(1, 2, 0).numpy())
+    cut_view(pixels, view._replace(flip=1), out)
+    assert np.array_equal(out[:, ::-1], expected[0].permute(1, 2, 0).numpy())
+
+
 OPERATIONS: dict[str, Callable[[], list[View]]] = {
     "brightness": lambda: [PLAIN._replace(brightness=factor) for factor in uniform(0.6, 1.4)],
     "contrast": lambda: [PLAIN._replace(contrast=factor) for factor in uniform(0.6, 1.4)],
