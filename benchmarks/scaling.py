@@ -1,6 +1,9 @@
 """A training step over several gloo processes of this host, and what of it is communication.
 
     python benchmarks/scaling.py [--counts 1 2 4] [--batch-size 16] [--image-size 64] [--rounds 3]
+    python benchmarks/scaling.py --model
+
+--model measures nothing and prints the model of docs/scaling.md: what a step moves, and what it would wait for.
 
 Every process has the same batch (weak scaling) and one thread. Beside the step are timed, alone: the sum of the
 gradients, the exchange of the key images for shuffled BatchNorm, and the gathering of the keys. Prints a table and,
@@ -61,6 +64,40 @@ def worker(batch_size: int, image_size: int) -> None:
             print(json.dumps(found))
 
 
+MB = 1e6
+PARAMETERS = 11_504_832  # of ResNet-18 with MoCo v2's projection head
+IMAGE_BYTES = 3 * 224 * 224 * 4
+KEY_BYTES = 128 * 4
+
+
+def moved(gpus: int, batch: int) -> dict[str, float]:
+    """Bytes a GPU receives in a step with a global batch."""
+    elsewhere, local = (gpus - 1) / gpus, batch / gpus
+    return {
+        "gradients": 2 * elsewhere * PARAMETERS * 4,  # ring: reduce, then spread
+        "images": elsewhere * local * IMAGE_BYTES,
+        "images, if gathered": elsewhere * batch * IMAGE_BYTES,
+        "keys": elsewhere * (local + batch) * KEY_BYTES,  # back to their queries, and into the queue
+    }
+
+
+def model(images_per_second: float, launch: float, link: float) -> None:
+    """Print where a step's time would go.
+
+    Args:
+        images_per_second: of one GPU that has enough of them in a batch.
+        launch: seconds the kernels of a step take to launch; no batch is faster.
+        link: bytes a second into each GPU from other nodes.
+    """
+    names = list(moved(8, 256))
+    table = Table("GPUs", "batch", "a GPU", "compute ms", *(f"{name} MB / ms" for name in names))
+    for gpus, batch in ((8, 256), (64, 256), (64, 2048), (512, 2048), (512, 16384)):
+        compute = max(launch, batch / gpus / images_per_second)
+        shown = (f"{size / MB:.1f} / {1000 * size / link:.1f}" for size in moved(gpus, batch).values())
+        table.add_row(str(gpus), str(batch), f"{batch / gpus:g}", f"{1000 * compute:.1f}", *shown)
+    Console(width=140).print(table)
+
+
 def main() -> None:
     """Interleave the numbers of processes, round by round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,8 +105,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--worker", action="store_true")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--model", action="store_true")
+    parser.add_argument("--images-per-second", type=float, default=3000, help="of a GPU, for --model")
+    parser.add_argument("--launch-ms", type=float, default=12, help="of a step's kernels, for --model")
+    parser.add_argument("--gb-per-second", type=float, default=25, help="between nodes, for each GPU, for --model")
     args = parser.parse_args()
+    if args.model:
+        model(args.images_per_second, args.launch_ms / 1e3, args.gb_per_second * 1e9)
+        return
     if args.worker:
         worker(args.batch_size, args.image_size)
         return

@@ -9,6 +9,7 @@ from launchers.states import State
 from mgd_ssl.errors import INTERRUPTED
 
 KILLED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<how>Killed|.*signal.*|Out Of Memory)")
+LAST_LINES = 15  # of a log, shown when there is nothing else to tell
 SLURM_ENDS = {
     "CANCELLED": (INTERRUPTED, "was cancelled; the same launch continues from the last checkpoint"),
     "TIMEOUT": (3, "reached its time limit before it had saved itself: raise --signal-delay, then launch it again"),
@@ -54,8 +55,9 @@ def outcome(records: Records, state: State) -> Outcome:
         return Outcome(1, f"mgd-ssl: {killed}: out of memory, or killed from outside? The last checkpoint stays")
     if end is not None:
         return Outcome(end.code, f"mgd-ssl: {end.told}")
-    logs = " and ".join(submission.logs)
-    return Outcome(1, f"mgd-ssl: job {submission.job_id} ended as {state.name} without a word from it: see {logs}")
+    log, last = submission.logs[-1], "\n".join(_newest_lines(records)[-LAST_LINES:])
+    told = f"mgd-ssl: job {submission.job_id} ended as {state.name} without a word from the command: see {log}"
+    return Outcome(1, f"{told}, which ends\n{last}" if last else told)
 
 
 def killed_ranks(records: Records) -> str:

@@ -99,7 +99,8 @@ class Records:
     @classmethod
     def of_run(cls, run: Path) -> list["Records"]:
         """All of a run, the newest last."""
-        return [cls(path.parent) for path in sorted((run / JOBS).glob("*/submission.json"))]
+        found = [cls(path.parent) for path in (run / JOBS).glob("*/submission.json")]
+        return sorted(found, key=lambda records: records.submission().submitted)
 
     def write(self, record: Submission | Attempt | End | Failure) -> None:
         """Save a record, whole or not at all."""

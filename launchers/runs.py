@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from launchers.records import Records
 from launchers.states import UNKNOWN, State, states
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import INTERRUPTED, UserError
+from mgd_ssl.pretrain import in_use
 from mgd_ssl.report.runs import short_names
 
 TAIL = 65536  # bytes of a log in which its last line is looked for
@@ -78,46 +79,60 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
     """A row a run; Slurm is asked once for all of them."""
-    newest = {run: next(reversed(Records.of_run(run)), None) for run in runs}
-    ids = {run: records.submission().job_id for run, records in newest.items() if records is not None}
-    known = states([job_id for job_id in ids.values() if job_id])
-    return [
-        row(run, name, newest[run], known.get(ids.get(run, ""), UNKNOWN))
-        for run, name in zip(runs, short_names(runs), strict=True)
-    ]
+    newest = {run: newest_of_each_command(run) for run in runs}
+    ids = [records.submission().job_id for by_command in newest.values() for records in by_command.values()]
+    known = states([job_id for job_id in ids if job_id])
+    return [row(run, name, newest[run], known) for run, name in zip(runs, short_names(runs), strict=True)]
 
 
-def row(run: Path, name: str, records: Records | None, state: State) -> Row:
-    """What a run's folder and its newest job tell."""
+def newest_of_each_command(run: Path) -> dict[str, Records]:
+    """The newest submission of pretrain, linear and knn, as far as there are any."""
+    return {records.submission().command[0]: records for records in Records.of_run(run)}
+
+
+def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str, State]) -> Row:
+    """What a run's folder and its newest jobs tell."""
     metrics = last_rows(run / "metrics.jsonl")
     train, knn = metrics.get("train", {}), metrics.get("knn", {})
+    by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
+    records = newest.get("pretrain")
+    state = state_of(run, records, by_command.pop("pretrain", UNKNOWN))
+    following = [f"{word} {alive(state)}" for word, state in by_command.items() if state.alive]
+    logs = [Path(log) for one in newest.values() for log in reversed(one.submission().logs)]
     return Row(
         name,
-        state_of(run, records, state),
+        "; ".join([state, *following]),
         train.get("epoch"),
         train.get("loss"),
         knn.get("top1"),
         train.get("images_per_second"),
         max(0, len(records.attempts()) - 1) if records is not None else 0,
-        last_line([run / "log.txt", *(map(Path, reversed(records.submission().logs)) if records else ())]),
+        last_line([run / "log.txt", *logs]),
     )
 
 
+def alive(state: State) -> str:
+    """`running`, `pending (Priority)`."""
+    return state.name.lower() + (f" ({state.reason})" if state.reason and state.name == "PENDING" else "")
+
+
 def state_of(run: Path, records: Records | None, state: State) -> str:
-    """`running`, `pending (Priority)`, `finished`, `failed, code 3`, `stopped`, ..."""
+    """`running`, `pending (Priority)`, `finished`, `failed, code 3`, `stopped` (saved), `cancelled`, `killed`, ..."""
     if state.alive:
-        return state.name.lower() + (f" ({state.reason})" if state.reason and state.name == "PENDING" else "")
+        return alive(state)
+    if in_use(run):
+        return "running"
     if (run / "result.json").is_file():
         return "finished"
     if records is None:
-        return "not launched"
+        return "stopped"
     end, failures = records.end(), records.failures()
     if failures:
         return f"failed, code {failures[0].code}"
     if state is not UNKNOWN and state.name not in ("COMPLETED", "FAILED"):
         return state.name.lower().replace("_", " ")
     if end is None:
-        return "running" if records.submission().launcher == "local" else state.name.lower()
+        return "killed"
     return {0: "finished", INTERRUPTED: "stopped"}.get(end.code, f"failed, code {end.code}")
 
 

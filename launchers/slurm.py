@@ -162,8 +162,8 @@ def check_submission(script: str) -> None:
 
 
 REMEDIES = {
-    "partition": "`sinfo` lists the partitions",
     "account": "`sacctmgr show associations user=$USER` lists your accounts",
+    "partition": "`sinfo` lists the partitions",
     "qos": "`sacctmgr show qos` lists them",
     "feature": "`sinfo -o '%N %f'` lists the nodes' features",
     "node": "`sinfo -o '%P %D %c %m %G'` lists what each partition's nodes have",

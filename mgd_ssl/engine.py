@@ -88,6 +88,8 @@ class Trainer:
             networks = [self.method.moco.encoder_q, self.method.moco.encoder_k]
             for network in networks + ([self.teacher.backbone] if self.teacher else []):
                 network.compile()  # in place: the names in the state dict stay
+            if self.method.mgd is not None:
+                self.method.mgd.compile()
         if world_size() > 1:
             with warnings.catch_warnings():
                 # torch 2.15 has a successor for it, which keeps copying buffers when the model is wrapped

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -103,6 +104,8 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
+        if teacher is not None:
+            teacher.fold()  # after its margins were read from the BatchNorms
         with run_folder(out, description(config, images, teacher), check_same_run) as finished:
             if finished is not None:
                 return PretrainResult(**finished)
@@ -312,6 +315,16 @@ def run_folder(
     finally:
         for lock in locks:
             lock.close()
+
+
+def in_use(out: Path) -> bool:
+    """Whether a process works in a run's folder: asks for its lock without taking it."""
+    if not (out / ".lock").is_file():
+        return False
+    question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
+    with (out / ".lock").open("r+") as lock:
+        answer = fcntl.fcntl(lock, fcntl.F_GETLK, question)
+    return bool(struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK)
 
 
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """The teacher: a frozen encoder, loaded and checked before anything depends on it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import ResNet
 
 from mgd_ssl.encoders import stage_taps
@@ -29,6 +31,7 @@ class Teacher(nn.Module):
         self.stages = stage_taps(backbone)
         self.channels = [stage.channels for stage in self.stages]  # C_t a stage
         self.taps = FeatureTaps(backbone, [stage.relu for stage in self.stages])
+        self._margins: list[Tensor] | None = None  # read before `fold`
         self.eval()
 
     @classmethod
@@ -49,5 +52,18 @@ class Teacher(nn.Module):
 
     def margins(self) -> list[Tensor]:
         """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap."""
+        if self._margins is not None:
+            return self._margins
         norms = [self.backbone.get_submodule(stage.norm) for stage in self.stages]
         return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]
+
+    def fold(self) -> None:
+        """Fold every BatchNorm into the convolution before it: the same maps, up to rounding, in fewer passes."""
+        self._margins = self.margins()
+        for module in list(self.backbone.modules()):
+            names = [name for name, _ in module.named_children()]
+            for name, follower in pairwise(names):
+                convolution, norm = module.get_submodule(name), module.get_submodule(follower)
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+                    setattr(module, follower, nn.Identity())

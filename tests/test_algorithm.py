@@ -1,5 +1,6 @@
 """Margin, matching, reducers, loss and MGD against naive loops, closed forms and brute force."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -307,3 +308,24 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
     exact = mgd(students, teachers)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(mgd(students, teachers), exact)
+
+
+@pytest.mark.parametrize("reducer", ["amp", "max", "mean", "sparse"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_compiled_loss_is_the_eager_one(reducer: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    eager = MGD([6, 10], [24, 33], [-torch.rand(24), -torch.rand(33)], reducer=reducer)
+    eager.rematch([torch.rand(6, 24), torch.rand(10, 33)])
+    compiled = copy.deepcopy(eager)
+    compiled.compile(fullgraph=True)  # by inductor
+    found = []
+    for mgd in (eager, compiled):
+        torch.manual_seed(1)
+        maps = [torch.randn(3, c, 5, 5).to(memory_format=layout) for c in (24, 33)]
+        student_maps = [torch.randn(3, c, 5, 5).to(memory_format=layout).requires_grad_() for c in (6, 10)]
+        loss = mgd(student_maps, maps)
+        loss.backward()
+        found.append([loss.detach(), *(m.grad for m in student_maps), *(p.grad for p in mgd.parameters())])
+        found[-1] += [norm.running_var for norm in mgd.norms]
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)

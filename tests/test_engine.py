@@ -22,6 +22,7 @@ from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog
+from mgd_ssl.mgd import MGD
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import AUTOCAST, Runtime
 from mgd_ssl.skipped import SkippedFiles
@@ -226,7 +227,8 @@ def test_compiled_networks_give_the_losses_of_eager_ones(
 ) -> None:
     steps = {"epochs": 1, "batch_size": 24, "lr": 1e-3}
     # inductor takes a minute for these networks on one core: everything up to it is the same with this backend
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    for module in (nn.Module, MGD):
+        monkeypatch.setattr(module, "compile", partialmethod(module.compile, backend="aot_eager"))
     for name, flag in (("eager", False), ("compiled", True)):
         settings = one_epoch(
             image_folder,

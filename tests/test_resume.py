@@ -370,7 +370,7 @@ def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
     k_nn = {"train": image_folder / "train", "val": image_folder / "val", "every_epochs": 1, "k": 3}
     settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, knn=k_nn)
     owner, name = (DistilledMoCo, "student_maps") if what == "update_matching" else (monitor, "extract_features")
-    original, calls = getattr(owner, name), []
+    original, calls = getattr(owner, name), list[int]()
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
         calls.append(len(calls))
