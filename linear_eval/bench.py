@@ -1,4 +1,4 @@
-"""`python -m linear_eval.bench`: what the search costs beside one head, and the cache beside live features."""
+"""`python -m linear_eval.bench`: what the search costs, and loses, beside one head, all heads and live features."""
 
 import json
 import statistics
@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from linear_eval.bench_sets import sets
 from linear_eval.engine import Probe
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, Round, load_protocol
@@ -46,6 +48,8 @@ class BenchConfig(Settings):
     """Length of a training; the rounds of the search shrink with it."""
     all_the_way: bool = False
     """Also train every head all the way, and compare what is chosen."""
+    choices: bool = False
+    """Instead: compare what is chosen on a dozen data sets, with as many seeds as `rounds`."""
     arch: str = "resnet18"
     """Backbone of the live features; its weights are random here."""
     image_size: int = Field(224, ge=32)
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a table, and the same as JSON on the last line."""
     config = parse(BenchConfig, sys.argv[1:] if argv is None else argv, "python -m linear_eval.bench")
     with process(config.runtime) as runtime:
+        if config.choices:
+            return choices(config, runtime)
         result = {**search_cost(config, runtime), **live_cost(config, runtime)}
     per_image = result["live_images_per_second"], result["extraction_images_per_second"]
     result["live_hours"] = config.epochs * config.images / per_image[0] / 3600
@@ -80,59 +86,96 @@ def synthetic(config: BenchConfig, count: int, seed: int) -> Features:
     return Features(np.maximum(0, means[labels] * spectrum + noise + 0.2), labels)
 
 
-def variants(config: BenchConfig) -> dict[str, Protocol]:
+def variants(epochs: int) -> dict[str, Protocol]:
     """One head, the search, and all heads all the way, of the length asked for."""
-    base = load_protocol("sweep").model_dump() | {"epochs": config.epochs}
-    shrink = config.epochs / load_protocol("sweep").epochs
-    rounds = [{"heads": r["heads"], "epochs": r["epochs"] * shrink} for r in base["rounds"]]
+    base = load_protocol("sweep").model_dump() | {"epochs": epochs}
+    shrink = epochs / load_protocol("sweep").epochs
+    rounds = [r | {"epochs": r["epochs"] * shrink, "steps": round(r["steps"] * min(1, shrink))} for r in base["rounds"]]
     one = {"lrs": (0.01,), "weight_decays": (0.0,), "rounds": ()}
     return {
         "one": Protocol(**base | one),
         "search": Protocol(**base | {"rounds": rounds}),
-        "all": Protocol(**base | {"rounds": (Round(heads=rounds[0]["heads"], epochs=config.epochs).model_dump(),)}),
+        "all": Protocol(**base | {"rounds": (Round(heads=rounds[0]["heads"], epochs=epochs).model_dump(),)}),
     }
 
 
-def trained(config: BenchConfig, protocol: Protocol, train: Features, val: Features, runtime: Runtime) -> list[float]:
-    """Seconds and top-1 of one whole evaluation, and the learning rate it ended with."""
-    started = time.perf_counter()
+class Trained(NamedTuple):
+    """One whole evaluation."""
+
+    seconds: float
+    cpu_seconds: float  # of this process, which other work on the machine does not add to
+    top1: float
+    lr: float
+
+
+def trained(protocol: Protocol, train: Features, val: Features, runtime: Runtime, seed: int = 0) -> Trained:
+    """Time of an evaluation, its accuracy in percent, and the learning rate it ended with."""
+    started, cpu_started = time.perf_counter(), time.process_time()
     source, val_source = (
         CachedSource(features, standardising(train.values, False, runtime.device), runtime.device)
         for features in (train, val)
     )
-    probe = Probe(
-        protocol, 0, config.classes, config.dim, train.labels, source, source, val_source, runtime.device
-    )  # fmt: skip
+    classes, dim = int(train.labels.max()) + 1, train.values.shape[1]
+    probe = Probe(protocol, seed, classes, dim, train.labels, source, source, val_source, runtime.device)
     with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
         probe.train(log, lambda: False, lambda: None)
         top1 = probe.result().top1[0]
-    return [time.perf_counter() - started, top1, probe.settings[0].lr]
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return Trained(seconds, cpu_seconds, top1, probe.settings[0].lr)
+
+
+def choices(config: BenchConfig, runtime: Runtime) -> int:
+    """Print what the search's choice loses on each data set, and its cost as a multiple of one head's."""
+    protocols = variants(config.epochs)
+    columns = ["data set", "all: lr", "all: top-1", "search: lr", "search: top-1", "lost", "cost", "cost of all"]
+    table = Table(*columns)
+    result = {}
+    for name, make in sets(runtime).items():
+        train, val = make()
+        runs = [
+            {kind: trained(protocol, train, val, runtime, seed) for kind, protocol in protocols.items()}
+            for seed in range(config.rounds)
+        ]
+        lost = [run["all"].top1 - run["search"].top1 for run in runs]
+        cost = {
+            kind: statistics.median(run[kind].cpu_seconds / run["one"].cpu_seconds for run in runs)
+            for kind in ("search", "all")
+        }
+        result[name] = {"lost": lost, "cost": cost["search"], "cost_of_all": cost["all"]}
+        found = [
+            " ".join(f"{value:.4g}" for value in values)
+            for kind in ("all", "search")
+            for values in ([run[kind].lr for run in runs], [run[kind].top1 for run in runs])
+        ]
+        told = " ".join(f"{value:+.2f}" for value in lost)
+        table.add_row(name, *found, told, f"{cost['search']:.1f}", f"{cost['all']:.1f}")
+    Console(width=160).print(table)
+    print(json.dumps(result))
+    return 0
 
 
 def search_cost(config: BenchConfig, runtime: Runtime) -> dict[str, float]:
     """The search beside one head, interleaved."""
     train, val = synthetic(config, config.images, 1), synthetic(config, config.images // 5, 2)
-    protocols = variants(config)
-    times: dict[str, list[float]] = {"one": [], "search": []}
-    found: dict[str, float] = {}
-    for _ in range(config.rounds):
-        for name, seconds in times.items():
-            took, found[f"{name}_top1"], found[f"{name}_lr"] = trained(
-                config, protocols[name], train, val, runtime
-            )  # fmt: skip
-            seconds.append(took)
+    protocols = variants(config.epochs)
+    runs: list[dict[str, Trained]] = [
+        {name: trained(protocols[name], train, val, runtime) for name in ("one", "search")}
+        for _ in range(config.rounds)
+    ]
+    ratios = [run["search"].seconds / run["one"].seconds for run in runs]
+    cpu_ratios = [run["search"].cpu_seconds / run["one"].cpu_seconds for run in runs]
     if config.all_the_way:
-        found["all_seconds"], found["all_top1"], found["all_lr"] = trained(
-            config, protocols["all"], train, val, runtime
-        )  # fmt: skip
-    ratios = [search / one for one, search in zip(times["one"], times["search"], strict=True)]
-    return {
-        "one_head_seconds": statistics.median(times["one"]),
-        "search_seconds": statistics.median(times["search"]),
+        runs[-1]["all"] = trained(protocols["all"], train, val, runtime)
+    found = {f"{name}_{what}": value for name, one in runs[-1].items() for what, value in one._asdict().items()}
+    return found | {
+        "one_seconds": statistics.median(run["one"].seconds for run in runs),
+        "search_seconds": statistics.median(run["search"].seconds for run in runs),
         "search_over_one_head": statistics.median(ratios),
         "lowest_ratio": min(ratios),
         "highest_ratio": max(ratios),
-        **found,
+        "search_over_one_head_cpu": statistics.median(cpu_ratios),
+        "lowest_cpu_ratio": min(cpu_ratios),
+        "highest_cpu_ratio": max(cpu_ratios),
     }
 
 

@@ -1,26 +1,29 @@
 """Features of centre crops on disk, computed once for a backbone and a folder of images."""
 
-import hashlib
-import os
-import platform
+import fcntl
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from linear_eval.frozen import FrozenBackbone
-from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.checkpoint import write_whole
+from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.features import Features, extract_features
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
-from moco.dist import world_size
+from moco.dist import rank, world_size
 
 BATCH = 64  # images in a forward pass
 PART_SECONDS = 20  # time between two looks at whether to stop
+WAIT_SECONDS = 1  # between two looks at whether another process is done
 LARGEST_PART = 65536  # images whose features are held in memory at a time
 
 
@@ -28,7 +31,7 @@ def cached_features(
     folder: Path,
     name: str,
     backbone: FrozenBackbone,
-    images: ImageList,
+    images: Images,
     labels: np.ndarray,
     runtime: Runtime,
     *,
@@ -49,20 +52,44 @@ def cached_features(
         image_size: edge of the crop in pixels.
         workers: data processes.
         report: told of unreadable images, whose replacements bring their own labels.
-        check_stop: called now and then on all ranks; what it raises ends the computation, and nothing is kept.
+        check_stop: called now and then on all ranks; what it raises ends the computation; what is done is kept if that
+            is `Interrupted`, and the next call continues from there.
 
     Raises:
         UserError: when the folder cannot be written, or features are not finite.
     """
     sha256, precision = backbone.report.sha256, str(runtime.precision or "float32").removeprefix("torch.")
-    key = on_rank_zero(lambda: f"{sha256[:16]}_{identity(images)[:16]}_{image_size}_{precision}")
+    key = on_rank_zero(lambda: f"{sha256[:16]}_{images.state()[:16]}_{image_size}_{precision}")
     place = folder / key
     if on_rank_zero(lambda: (place / "labels.npy").is_file()):
         logger.info("features of %s: from %s", name, place)
         return read(place)
+    with alone(place, name, check_stop):
+        if not on_rank_zero(lambda: (place / "labels.npy").is_file()):  # else another process has just finished them
+            compute(place, name, backbone, images, labels, runtime, image_size, workers, report, check_stop)
+    return read(place)
+
+
+def compute(
+    place: Path,
+    name: str,
+    backbone: FrozenBackbone,
+    images: Images,
+    labels: np.ndarray,
+    runtime: Runtime,
+    image_size: int,
+    workers: int,
+    report: Callable[[Sequence[Unreadable]], None],
+    check_stop: Callable[[], None],
+) -> None:
+    """Fill a cache entry, from where an earlier process was stopped or killed; arguments as of `cached_features`."""
     writer = Writer(place, len(images))
-    started = time.monotonic()
-    done, size = 0, BATCH * world_size()
+    done = on_rank_zero(writer.open)
+    if done:
+        logger.info("features of %s: continuing after %d of %d", name, done, len(images))
+    earlier, started = done, time.monotonic()
+    size = BATCH * world_size()
+    keep = False
     try:
         while done < len(images):
             check_stop()
@@ -74,15 +101,57 @@ def cached_features(
             check_finite(part.values, rows, images, backbone)
             on_rank_zero(partial(writer.write, part))
             done += len(rows)
-            speed = done / on_rank_zero(lambda: time.monotonic() - started)
+            speed = (done - earlier) / on_rank_zero(lambda: time.monotonic() - started)
             left = round((len(images) - done) / speed)
             logger.info("features of %s: %d of %d, %d s left", name, done, len(images), left)
             # whole batches, so that what is in a batch does not depend on the clock
             size = BATCH * world_size() * max(1, int(min(LARGEST_PART, PART_SECONDS * speed)) // (BATCH * world_size()))
         on_rank_zero(writer.finish)
+    except Interrupted:
+        keep = True
+        raise
     finally:
-        writer.discard()
-    return read(place)
+        if not keep and rank() == 0:
+            writer.discard()
+
+
+@contextmanager
+def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes from computing a cache entry, after waiting for one that does."""
+    locks: list[IO[str]] = []  # open while the block runs
+
+    def open_lock() -> None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            locks.append(place.with_name(f".{place.name}.lock").open("w"))
+        except OSError as error:
+            raise unwritable(place, error) from error
+
+    def taken() -> bool:
+        try:
+            fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which data workers would inherit
+        except BlockingIOError:
+            return False
+        return True
+
+    on_rank_zero(open_lock)
+    try:
+        for attempt in count():
+            if on_rank_zero(taken):
+                break
+            if attempt == 0:
+                logger.info("features of %s: another process computes them, waiting for it", name)
+            time.sleep(WAIT_SECONDS)
+            check_stop()
+        yield
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def unwritable(place: Path, error: OSError) -> TrainingError:
+    """What to tell the user."""
+    return TrainingError(f"{place} cannot be written ({error.strerror}): make room, or choose another --out")
 
 
 def read(place: Path) -> Features:
@@ -90,16 +159,7 @@ def read(place: Path) -> Features:
     return Features(np.load(place / "values.npy", mmap_mode="c"), np.load(place / "labels.npy"))
 
 
-def identity(images: ImageList) -> str:
-    """Hash of a folder's path and of the names, sizes and times of its images."""
-    digest = hashlib.sha256(f"{images.root.resolve()}\n{images.fingerprint()}".encode())
-    for index in range(len(images)):
-        stat = (images.root / images.name(index)).stat()
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def check_finite(values: np.ndarray, rows: np.ndarray, images: ImageList, backbone: FrozenBackbone) -> None:
+def check_finite(values: np.ndarray, rows: np.ndarray, images: Images, backbone: FrozenBackbone) -> None:
     """Raise UserError unless all features [n, d] of the images `rows` [n] are finite."""
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(broken):
@@ -112,6 +172,8 @@ def check_finite(values: np.ndarray, rows: np.ndarray, images: ImageList, backbo
 class Writer:
     """A cache entry that is there whole or not at all: a folder that gets its name when it is finished.
 
+    What is in the unfinished folder up to the number in its file `done` is whole too, whatever ends the process.
+
     Args:
         place: the entry.
         total: images.
@@ -119,55 +181,65 @@ class Writer:
 
     def __init__(self, place: Path, total: int) -> None:
         self.place, self.total, self.done = place, total, 0
-        self.temporary = place.with_name(f".{place.name}.{platform.node()}.{os.getpid()}.tmp")
-        self.values: np.memmap | None = None
-        self.labels = np.empty(total, dtype=np.int64)
+        self.unfinished = place.with_name(f".{place.name}.unfinished")
+        self.values: np.ndarray | None = None  # [total, d], mapped
+        self.labels: np.ndarray | None = None  # [total], mapped
+
+    def open(self) -> int:
+        """Take over an unfinished entry; returns how many of its rows are there."""
+        try:
+            done = int((self.unfinished / "done").read_text())
+            values, labels = (np.load(self.unfinished / f"{name}.npy", mmap_mode="r+") for name in ("values", "labels"))
+        except (OSError, ValueError):  # there is none, or it was cut off before its first rows were whole
+            self.discard()
+            return 0
+        assert len(values) == len(labels) == self.total
+        self._reserve((self.total - done) * values.shape[1] * 4)
+        self.values, self.labels, self.done = values, labels, done
+        return done
 
     def write(self, part: Features) -> None:
         """Append features."""
         rows = slice(self.done, self.done + len(part.labels))
         try:
-            if self.values is None:
-                self._remove_leftovers()
-                self.temporary.mkdir(parents=True, exist_ok=True)
-                self._reserve(self.total * part.values.shape[1] * 4)
-                self.values = np.lib.format.open_memmap(
-                    self.temporary / "values.npy", mode="w+", dtype=np.float32, shape=(self.total, part.values.shape[1])
-                )
+            if self.values is None or self.labels is None:
+                self.unfinished.mkdir(parents=True)
+                dim = part.values.shape[1]
+                self._reserve(self.total * dim * 4)
+                self.values = self._table("values", np.float32, (self.total, dim))
+                self.labels = self._table("labels", np.int64, (self.total,))
             self.values[rows], self.labels[rows] = part.values, part.labels
+            self._flush()
+            write_whole(self.unfinished / "done", str(rows.stop).encode())
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.place, error) from error
         self.done = rows.stop
 
     def finish(self) -> None:
         """Give the entry its name."""
-        assert self.values is not None and self.done == self.total
+        assert self.done == self.total
         try:
-            self.values.flush()
-            np.save(self.temporary / "labels.npy", self.labels)
-            self.temporary.rename(self.place)
+            self.unfinished.rename(self.place)
+            (self.place / "done").unlink()
         except OSError as error:
-            if not (self.place / "labels.npy").is_file():  # else another process was faster
-                raise self._unwritable(error) from error
+            raise unwritable(self.place, error) from error
 
     def discard(self) -> None:
         """Remove what is unfinished."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
-    def _remove_leftovers(self) -> None:
-        for folder in self.place.parent.glob(f".{self.place.name}.{platform.node()}.*.tmp"):  # of killed processes
-            try:
-                os.kill(int(folder.name.split(".")[-2]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _table(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+        return np.lib.format.open_memmap(self.unfinished / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+    def _flush(self) -> None:
+        for table in (self.values, self.labels):
+            assert isinstance(table, np.memmap)
+            table.flush()
 
     def _reserve(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self.temporary).free  # a full disk under a memory map would kill the process
+        free = shutil.disk_usage(self.unfinished).free  # a full disk under a memory map would kill the process
         if free < num_bytes:
             raise UserError(
                 f"{self.place.parent} needs {num_bytes / 2**30:.1f} GiB for features but has {free / 2**30:.1f}: "
                 "make room, or choose another --out"
             )
-
-    def _unwritable(self, error: OSError) -> TrainingError:
-        return TrainingError(f"{self.place} cannot be written ({error.strerror}): make room, or choose another --out")

@@ -10,6 +10,7 @@ import torch
 
 from linear_eval.heads import Heads, Scores, initial
 from linear_eval.protocols import Protocol, Setting
+from linear_eval.shorten import ROWS_PER_DIMENSION, Basis, Stretch, principal
 from linear_eval.sources import CachedSource, Source
 from mgd_ssl.data import TrainingOrder
 from mgd_ssl.errors import TrainingError, UserError
@@ -27,6 +28,7 @@ class Stage(NamedTuple):
     rows: np.ndarray  # of the training set
     num_heads: int
     steps: int
+    times: float = 1.0  # steps of the whole training that each stands for
 
 
 class Probe:
@@ -39,7 +41,7 @@ class Probe:
         dim: size of a feature vector.
         labels: [n] classes of the training set.
         train: training features.
-        judge: table the held-out rows of the training set are read from; unused without a search.
+        judge: table the rounds of a search read the training set from, held-out rows too; unused without a search.
         val: table of the validation set.
         device: of the heads.
     """
@@ -63,8 +65,9 @@ class Probe:
         self.stage, self.step = 0, 0  # number of the stage, and finished steps in it
         self.settings = protocol.settings  # of the heads that are left
         self.rounds: list[dict[str, Any]] = []  # settings and scores of finished rounds
-        self.heads = self._fresh_heads()
-        self._reset_meter()
+        self.basis: Basis | None = None
+        self.turned: CachedSource | None = None
+        self._begin_stage()
 
     @property
     def total_steps(self) -> int:
@@ -100,7 +103,7 @@ class Probe:
         live = self.protocol.features == "live"
         log_every = max(1, per_epoch // 10) if live else per_epoch
         saved = time.monotonic()
-        with self.train_source.batches(stage.rows, order) as batches:
+        with self._source().batches(stage.rows, order) as batches:
             while self.step < stage.steps:
                 x, y = next(batches)
                 lr_factor = self.protocol.lr_factor(self.step / stage.steps)
@@ -122,8 +125,9 @@ class Probe:
 
     def _end_round(self, log: RunLog) -> None:
         """Judge the heads on the held-out rows, and start the next stage with the best."""
-        assert self.judge is not None
-        scores = self.heads.measure(self.judge.all(self.held_out))
+        source = self.turned or self.judge
+        assert source is not None
+        scores = self.heads.measure(source.all(self.held_out))
         order = ranking(scores)
         best, left = order[0], self.stages[self.stage + 1].num_heads
         self.rounds.append({"settings": [list(s) for s in self.settings], "top1": scores.top1, "loss": scores.loss})
@@ -134,13 +138,39 @@ class Probe:
         )  # fmt: skip
         self.settings = [self.settings[i] for i in sorted(order[:left])]
         self.stage, self.step = self.stage + 1, 0
-        self.heads = self._fresh_heads()
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        """Heads as they start."""
+        seed = keyed_seed(self.seed, "linear head")
+        weight, bias = (
+            value.to(self.device) for value in initial(self.protocol.init, self.num_classes, self.dim, seed)
+        )
+        stretch = None
+        if (times := self.stages[self.stage].times) > 1:
+            basis = self._basis()
+            stretch = Stretch(times, self.protocol.curvature, basis.variances)
+            weight = weight @ basis.vectors
+        self.heads = Heads(weight, bias, self.settings, self.protocol.momentum, stretch)
         self._reset_meter()
 
-    def _fresh_heads(self) -> Heads:
-        seed = keyed_seed(self.seed, "linear head")
-        weight, bias = initial(self.protocol.init, self.num_classes, self.dim, seed)
-        return Heads(weight.to(self.device), bias.to(self.device), self.settings, self.protocol.momentum)
+    def _basis(self) -> Basis:
+        """Principal directions of the features the rounds train on."""
+        if self.basis is None:
+            assert self.judge is not None
+            rows = self.stages[0].rows
+            some = rows[:: max(1, len(rows) // (ROWS_PER_DIMENSION * self.dim))]
+            self.basis = principal(self.judge.all(some), self.dim, self.device)
+        return self.basis
+
+    def _source(self) -> Source:
+        """Training features in the basis of the stage's heads."""
+        if self.stages[self.stage].times == 1:
+            self.turned = None
+            return self.train_source
+        assert self.judge is not None
+        self.turned = self.turned or self.judge.rotated(self._basis().vectors)
+        return self.turned
 
     # telling
 
@@ -177,6 +207,7 @@ class Probe:
             "stage": self.stage,
             "step": self.step,
             "rounds": self.rounds,
+            "basis": None if self.basis is None else [part.cpu() for part in self.basis],
             "heads": self.heads.state(),
             "losses": sum_over_ranks(self.losses.clone()).cpu() / world_size(),
             "num_losses": self.num_losses,
@@ -186,9 +217,10 @@ class Probe:
         """Take over what `state` returned."""
         self.stage, self.step, self.rounds = state["stage"], state["step"], state["rounds"]
         self.settings = [Setting(*pair) for pair in state["heads"]["settings"]]
-        self.heads = self._fresh_heads()
+        if basis := state.get("basis"):
+            self.basis = Basis(*(part.to(self.device) for part in basis))
+        self._begin_stage()
         self.heads.load(state["heads"])
-        self._reset_meter()
         self.losses.copy_(state["losses"])
         self.num_losses = state["num_losses"]
 
@@ -221,7 +253,12 @@ def stages(protocol: Protocol, num_images: int, judged_on: np.ndarray) -> list[S
             f"the batch of {batch} of protocol {protocol.name} cannot be shared by {processes} processes: "
             "choose a number of processes that divides it"
         )
-    rounds = [Stage(rest, r.heads, max(1, round(r.epochs * (len(rest) // batch)))) for r in protocol.rounds]
+    per_epoch = len(rest) // batch
+    whole = protocol.epochs * per_epoch
+    rounds = []
+    for r in protocol.rounds:
+        steps = min(max(1, r.steps, round(r.epochs * per_epoch)), whole)
+        rounds.append(Stage(rest, r.heads, steps, whole / steps if protocol.curvature else 1))
     return [*rounds, Stage(np.arange(num_images), 1, protocol.epochs * (num_images // batch))]
 
 

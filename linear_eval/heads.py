@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from linear_eval.protocols import Setting
+from linear_eval.shorten import Stretch
 from moco.dist import sum_over_ranks
 
 
@@ -32,16 +33,24 @@ class Heads:
         bias: [C] likewise.
         settings: learning rate and weight decay of each head.
         momentum: of SGD.
+        stretch: of the steps of a short training; None: plain SGD.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, settings: Sequence[Setting], momentum: float) -> None:
-        self.settings, self.momentum = list(settings), momentum
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        settings: Sequence[Setting],
+        momentum: float,
+        stretch: Stretch | None = None,
+    ) -> None:
+        self.settings, self.momentum, self.stretch = list(settings), momentum, stretch
         num_heads = len(self.settings)
         self.weight = weight.float().repeat(num_heads, 1)  # [H * C, d]
         self.bias = bias.float().repeat(num_heads)  # [H * C]
         self.weight_velocity, self.bias_velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        per_row = torch.tensor(self.settings, device=weight.device).repeat_interleave(len(bias), dim=0)  # [H * C, 2]
-        self.lr, self.weight_decay = per_row.unbind(dim=1)
+        self.lr, weight_decay = torch.tensor(self.settings, device=weight.device).unbind(dim=1)  # [H]
+        self.weight_decay = weight_decay.repeat_interleave(len(bias))  # [H * C]
 
     def logits(self, x: Tensor) -> Tensor:
         """[N, d] -> [N, H, C]."""
@@ -64,15 +73,19 @@ class Heads:
         losses = -errors.gather(2, label).mean(dim=(0, 2))
         errors = errors.exp_().scatter_add_(2, label, errors.new_full((), -1.0).expand(label.shape)).div_(total)
         rows = errors.view(len(x), -1)  # [N, H * C]
-        self._update(self.weight, self.weight_velocity, rows.T @ x, lr_factor)
-        self._update(self.bias, self.bias_velocity, rows.sum(dim=0), lr_factor)
+        lr = self.lr * lr_factor
+        lengths, bias_lengths = (lr[:, None], lr) if self.stretch is None else self.stretch.lengths(lr, self.momentum)
+        self._update(self.weight, self.weight_velocity, rows.T @ x, lengths[:, None])
+        self._update(self.bias, self.bias_velocity, rows.sum(dim=0), bias_lengths[:, None])
         return losses
 
-    def _update(self, parameter: Tensor, velocity: Tensor, gradient: Tensor, lr_factor: float) -> None:
-        shape = (-1,) + (1,) * (parameter.dim() - 1)
+    def _update(self, parameter: Tensor, velocity: Tensor, gradient: Tensor, lengths: Tensor) -> None:
+        """One step of SGD; the lengths are broadcast over the parameter as [H, C, ...]."""
         sum_over_ranks(gradient)
-        velocity.mul_(self.momentum).add_(gradient).addcmul_(parameter, self.weight_decay.view(shape))
-        parameter.addcmul_(velocity, self.lr.view(shape), value=-lr_factor)
+        decay = self.weight_decay.view((-1,) + (1,) * (parameter.dim() - 1))
+        velocity.mul_(self.momentum).add_(gradient).addcmul_(parameter, decay)
+        shape = (len(self.settings), -1, *parameter.shape[1:])
+        parameter.view(shape).addcmul_(velocity.view(shape), lengths, value=-1)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:

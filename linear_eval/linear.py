@@ -37,8 +37,8 @@ class LinearConfig(Settings):
     checkpoint: Path | None = None
     """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
     data: Path | None = None
-    """Folder with train/<class>/* and val/<class>/*. Required."""
-    protocol: str = "sweep_full"
+    """Folder with train/<class>/* and val/<class>/*, or with shards in train and val. Required."""
+    protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
     """Folder for the result, and for cached features; None: the run folder."""
@@ -186,7 +186,7 @@ class Evaluator:
             logger.info("%s; seed %d", self.protocol_string(), seed)
             logger.info("backbone %s", self.backbone.report)
             skipped = [
-                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable)
+                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable, "--max-unreadable")
                 for name, (images, _) in (("train", self.train), ("val", self.val))
             ]
             probe = self.probe(seed, skipped, stop)
@@ -244,7 +244,8 @@ class Evaluator:
                 skipped.share()
                 if stop.agreed():
                     raise Interrupted(
-                        f"stopped while computing features of {split}: the same command starts them anew",
+                        f"stopped by {signal.Signals(stop.signal_number).name} while computing features of {split}: "
+                        "the same command continues from there",
                         stop.signal_number,
                     )
 

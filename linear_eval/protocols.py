@@ -27,6 +27,8 @@ class Round(Settings):
     """How many enter it: the best of the round before, all in the first."""
     epochs: float = Field(gt=0)
     """Its length, down to the end of the schedule."""
+    steps: int = Field(0, ge=0)
+    """At least so many, where an epoch has few; never more than in `epochs` of the protocol."""
 
 
 class Protocol(Settings):
@@ -64,6 +66,9 @@ class Protocol(Settings):
     """Share of every class of the training set that judges the heads of a search."""
     rounds: tuple[Round, ...] = ()
     """The search, before the winner is trained on the whole training set."""
+    curvature: float = Field(0.0, ge=0)
+    """0: short rounds are trainings with the learning rates as they are. Else a step of a short round is as long as all
+    the steps of the whole training it stands for, on a loss of this curvature along features of variance 1."""
 
     @model_validator(mode="after")
     def _search_is_whole(self) -> "Protocol":
@@ -72,6 +77,8 @@ class Protocol(Settings):
             raise ValueError(f"{len(self.settings)} heads are described but {entering or 'no rounds'} search them")
         if entering != sorted(entering, reverse=True) or (entering and not self.held_out):
             raise ValueError("rounds must not grow, and need a held_out share")
+        if any(r.epochs > self.epochs for r in self.rounds):
+            raise ValueError(f"no round may be longer than the {self.epochs} epochs of the whole training")
         if self.rounds and self.features == "live":
             raise ValueError("a search needs cached features")
         return self
@@ -92,7 +99,11 @@ class Protocol(Settings):
     def __str__(self) -> str:
         lrs, decays = (f"{v[0]:g}" if len(v) == 1 else f"{v[0]:g}..{v[-1]:g}" for v in (self.lrs, self.weight_decays))
         steps = f"x{self.decay:g} at {'/'.join(map(str, self.milestones))}"
-        rounds = ", then ".join(f"{r.heads} for {r.epochs:g}" for r in self.rounds)
+        rounds = ", then ".join(
+            f"{r.heads} for {r.epochs:g} epochs" + (f" and at least {r.steps} steps" if r.steps else "")
+            for r in self.rounds
+        )
+        stretched = f"; steps stretched to the whole length at curvature {self.curvature:g}" if self.curvature else ""
         parts = [
             f"linear {self.name} v{self.version}",
             "random crops and flips" if self.features == "live" else "cached centre crops",
@@ -100,7 +111,7 @@ class Protocol(Settings):
             "standardised" if self.standardise else "",
             f"{self.epochs} epochs of SGD, batch {self.batch_size}, lr {lrs}, weight decay {decays}, "
             f"momentum {self.momentum:g}, {'cosine' if self.schedule == 'cosine' else steps}, init {self.init}",
-            f"chosen on {self.held_out:.0%} of the training set ({rounds} epochs)" if self.rounds else "",
+            f"chosen on {self.held_out:.0%} of the training set ({rounds}{stretched})" if self.rounds else "",
         ]
         return "; ".join(filter(None, parts))
 

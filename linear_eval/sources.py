@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,12 +14,13 @@ from linear_eval.cache import check_finite
 from linear_eval.frozen import FrozenBackbone
 from mgd_ssl.data import EvalBatch, Samples, TrainingOrder, batches
 from mgd_ssl.features import Features
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.runtime import Runtime
 from moco import ViewPolicy, draw_view, render_view
 from moco.dist import rank, world_size
 
 CHUNK = 8192  # rows read at a time outside training
+TURNED_AT_ONCE = 2**30  # bytes of a table of which a rotated copy is held
 Batches = Iterator[tuple[Tensor, Tensor]]  # features [N, d] and classes [N], on the device
 
 # torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in main_lincls.py of MoCo
@@ -26,11 +28,12 @@ CROP_AND_FLIP = ViewPolicy(scale=(0.08, 1.0), jitter_probability=0, grey_probabi
 
 
 class Transform(NamedTuple):
-    """What is done to features before a head sees them."""
+    """What is done to features before a head sees them, in this order."""
 
     normalise: bool = False
     mean: Tensor | None = None  # [d]
     inverse_deviation: Tensor | None = None  # [d]
+    rotation: Tensor | None = None  # [d, d]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, d] -> [N, d]."""
@@ -38,7 +41,7 @@ class Transform(NamedTuple):
             x = x / x.norm(dim=1, keepdim=True)
         if self.mean is not None and self.inverse_deviation is not None:
             x = (x - self.mean).mul_(self.inverse_deviation)
-        return x
+        return x if self.rotation is None else x @ self.rotation
 
 
 def standardising(values: np.ndarray, normalise: bool, device: torch.device) -> Transform:
@@ -83,16 +86,27 @@ class CachedSource:
         if fits:
             self.values, self.labels = self.values.to(device), self.labels.to(device)
 
+    def rotated(self, rotation: Tensor) -> "CachedSource":
+        """The same features in another basis [d, d]; a small table is turned at once, not again in every epoch."""
+        source = copy(self)
+        source.transform = self.transform._replace(rotation=rotation)
+        if self.values.nbytes <= TURNED_AT_ONCE:
+            parts = [source.transform(part.to(self.device)).to(part.device) for part in self.values.split(CHUNK)]
+            source.values = torch.cat(parts)
+            source.transform = Transform()
+        return source
+
     def batches(self, rows: np.ndarray, order: TrainingOrder) -> AbstractContextManager[Batches]:
         """This rank's part of every batch of an order over the images `rows`."""
-        return nullcontext(self._take(rows[part]) for _, part in order.parts())
+        return nullcontext(self.take(rows[part]) for _, part in order.parts())
 
     def all(self, rows: np.ndarray) -> Batches:
         """This rank's part of the given rows, once."""
         mine = rows[rank() :: world_size()]
-        return (self._take(mine[start : start + CHUNK]) for start in range(0, len(mine), CHUNK))
+        return (self.take(mine[start : start + CHUNK]) for start in range(0, len(mine), CHUNK))
 
-    def _take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Transformed features and classes of the given rows, on the device."""
         chosen = torch.from_numpy(rows).to(self.values.device)
         x, y = self.values[chosen].to(self.device), self.labels[chosen].to(self.device)
         return self.transform(x), y
@@ -101,7 +115,7 @@ class CachedSource:
 class RandomCrops(Samples, Dataset[EvalBatch]):
     """A random crop, perhaps mirrored, of each image, addressed by (epoch, index)."""
 
-    def __init__(self, images: ImageList, size: int, seed: int) -> None:
+    def __init__(self, images: Images, size: int, seed: int) -> None:
         super().__init__(images, seed)
         self.size = size
 
@@ -135,7 +149,7 @@ class LiveSource:
     def __init__(
         self,
         backbone: FrozenBackbone,
-        images: ImageList,
+        images: Images,
         labels: np.ndarray,
         transform: Transform,
         size: int,

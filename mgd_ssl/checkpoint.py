@@ -4,9 +4,10 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -17,16 +18,17 @@ logger = logging.getLogger("mgd_ssl")
 PATTERN = re.compile(r"step_(\d+)\.pt")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that `path` holds either its old content or all of the new, even when killed.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block; `path` holds its old content or, after the block, all of the new, even when killed.
 
     Raises:
-        OSError: as the file system says; nothing is left behind.
+        OSError: as the file system says; nothing is left behind, neither after another error in the block.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        with temporary.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
@@ -37,6 +39,16 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that `path` holds either its old content or all of the new, even when killed.
+
+    Raises:
+        OSError: as the file system says; nothing is left behind.
+    """
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def serialised(state: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ COMMANDS = {
         "linear_eval.linear", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
     "knn": Command("mgd_ssl.knn_command", "k-NN accuracy of a trained backbone on a labelled folder", True),
+    "pack": Command("mgd_ssl.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.report", "write an HTML report on runs, side by side"),

@@ -69,7 +69,8 @@ class DataConfig(Settings):
     """Images and their views."""
 
     train: Path | None = None
-    """Folder of training images, nested as you like; labels are not used. Required."""
+    """Training images: a folder, nested as you like, tar shards or a Hugging Face data set (docs/data.md); labels are
+    not used. Required."""
     image_size: int = Field(224, ge=16)
     """Edge of a view in pixels."""
     recipe: Literal["v2", "v1"] = "v2"
@@ -140,12 +141,12 @@ class OptimConfig(Settings):
 
 
 class KNNConfig(Settings):
-    """k-NN monitoring on labelled folders, train/<class>/* and val/<class>/*."""
+    """k-NN monitoring on labelled images: folders <class>/*, tar shards or Hugging Face data sets."""
 
     train: Path | None = None
-    """Labelled folder that votes."""
+    """Labelled images that vote."""
     val: Path | None = None
-    """Labelled folder that is classified."""
+    """Labelled images that are classified."""
     every_epochs: int = Field(5, ge=1)
     """Distance between two evaluations; the first and the last state are always evaluated."""
     k: int = Field(20, ge=1)

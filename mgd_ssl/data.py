@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import ImageList, Unreadable, decode
+from mgd_ssl.images import Images, Unreadable, decode
 from mgd_ssl.jpeg import decode_pixels
 from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
 from moco.augment_cpu import Pixels, cut_view, render_view_fast
@@ -55,7 +55,7 @@ class EvalBatch(NamedTuple):
 class Samples:
     """Decoding with replacement: an unreadable image gives way to another one, the same one every time."""
 
-    def __init__(self, images: ImageList, seed: int) -> None:
+    def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
 
     def decode(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
@@ -100,7 +100,7 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
     """
 
     def __init__(
-        self, images: ImageList, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
+        self, images: Images, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
     ) -> None:
         super().__init__(images, seed)
         self.policy, self.size, self.backend = policy, size, backend
@@ -156,7 +156,7 @@ class Space(NamedTuple):
 class CentreCrops(Samples, Dataset[EvalBatch]):
     """The image as it is evaluated: short side to 256/224 of the size, centre crop (as published)."""
 
-    def __init__(self, images: ImageList, size: int, seed: int) -> None:
+    def __init__(self, images: Images, size: int, seed: int) -> None:
         super().__init__(images, seed)
         self.size = size
 

@@ -16,7 +16,7 @@ from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, ch
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.features import Leaving
-from mgd_ssl.images import ImageList
+from mgd_ssl.images import Images
 from mgd_ssl.knn import Accuracy
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.meter import Clock, Meter
@@ -52,7 +52,7 @@ class Trainer:
         config: PretrainConfig,
         method: DistilledMoCo,
         teacher: Teacher | None,
-        images: ImageList,
+        images: Images,
         runtime: Runtime,
         monitor: KNNMonitor | None,
         checkpoints: Checkpoints,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from mgd_ssl.data import CentreCrops, EvalBatch, batches, chunks
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.runtime import Runtime, on_rank_zero
+from mgd_ssl.sources import open_images
 from moco.dist import broadcast, gather_batch, rank, world_size
 
 GATHERED_ROWS = 4096  # of each rank at a time
@@ -32,28 +33,32 @@ class Features:
 class Labelled(NamedTuple):
     """Images and their labels."""
 
-    images: ImageList
+    images: Images
     labels: np.ndarray  # [len(images)] int64
 
 
 def scan_labelled(train: Path, val: Path) -> tuple[Labelled, Labelled]:
-    """The images of two folders <class>/*, labelled alike.
+    """The images of two labelled sources, with the class indexes of the first for both.
+
+    Args:
+        train: anything `open_images` takes.
+        val: likewise; the classes are told by their names.
 
     Raises:
-        UserError: for missing folders, images without a class, a single class, or classes that differ.
+        UserError: for missing sources, images without a class, a single class, or classes that differ.
     """
-    pair = on_rank_zero(lambda: (ImageList.scan(train), ImageList.scan(val)))
+    pair = on_rank_zero(lambda: (open_images(train), open_images(val)))
     (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
-    if classes != val_classes:
-        odd = sorted(set(classes) ^ set(val_classes))
+    if odd := sorted(set(classes) ^ set(val_classes)):
         raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
-    return Labelled(pair[0], labels), Labelled(pair[1], val_labels)
+    index_of = {name: index for index, name in enumerate(classes)}
+    return Labelled(pair[0], labels), Labelled(pair[1], np.array([index_of[name] for name in val_classes])[val_labels])
 
 
 @torch.inference_mode()
 def extract_features(
     trunk: nn.Module,
-    images: ImageList,
+    images: Images,
     labels: np.ndarray,
     indices: np.ndarray,
     runtime: Runtime,
@@ -110,7 +115,7 @@ def extract_features(
     return Features(_gathered(values, len(indices)).numpy(), labels[used.numpy()])
 
 
-def _check_finite(values: Tensor, used: Tensor, images: ImageList) -> None:
+def _check_finite(values: Tensor, used: Tensor, images: Images) -> None:
     """Raise UserError on all ranks when a row of one of them is not finite; values [n, d] of images [n]."""
     finite = torch.cat([part.isfinite().all(dim=1) for part in values.split(GATHERED_ROWS)])
     broken = used[~finite][:1] if len(used) else used

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import nn
 
@@ -23,6 +22,7 @@ from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, extract_features, scan_labelled
 from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
+from mgd_ssl.log import progress_bar
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import TOLD, over_ranks
 from mgd_ssl.weights import LoadReport, load_backbone
@@ -39,7 +39,7 @@ class KNNEvaluationConfig(Settings):
     """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's.
     Required."""
     data: Path | None = None
-    """Folder with train/<class>/* (votes) and val/<class>/* (classified). Required."""
+    """Folder with train/<class>/* (votes) and val/<class>/* (classified), or with shards in train and val. Required."""
     out: Path | None = None
     """Folder of the results, one evaluation_knn_*.json a row; None: that of the run, and for files that lie in no
     run's folder the table is only printed."""
@@ -101,8 +101,8 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
     """
     checkpoint, data = required(config)
     for split in ("train", "val"):
-        if not (data / split).is_dir():
-            raise UserError(f"{data / split} is not a folder: --data needs train/<class>/* and val/<class>/* in it")
+        if not (data / split).exists():
+            raise UserError(f"{data / split} is not there: --data needs train/<class>/* and val/<class>/* in it")
     with process(config.runtime) as runtime:
         path = on_rank_zero(lambda: find_weights(checkpoint))
         run = run_of(path)
@@ -225,7 +225,7 @@ def features(
         noted.update(failures)
 
     with ExitStack() as stack:
-        advance = _progress(stack, name, -(-len(labelled.images) // world_size()))
+        advance = progress_bar(stack, f"features of {name} images", -(-len(labelled.images) // world_size()))
         found = extract_features(
             network, labelled.images, labelled.labels, np.arange(len(labelled.images)), runtime,
             image_size=image_size, batch_size=config.batch_size, workers=runtime.data_workers(config.workers),
@@ -242,17 +242,6 @@ def features(
     if unreadable:
         _tell(f"{len(unreadable)} unreadable images in {root} are replaced by others, first {first}")
     return found
-
-
-def _progress(stack: ExitStack, name: str, total: int) -> Callable[[int], None]:
-    """What to call with the number of images done, on rank 0 of a terminal a bar."""
-    console = Console(stderr=True)
-    if rank() != 0 or not console.is_terminal:
-        return lambda done: None
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = stack.enter_context(Progress(*columns, console=console))
-    task = progress.add_task(f"features of {name} images", total=total)
-    return lambda done: progress.update(task, completed=done)
 
 
 def _tell(line: str) -> None:

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,17 @@ from moco.dist import rank
 
 logger = logging.getLogger("mgd_ssl")
 PLAIN_SECONDS = 20  # between two progress lines where there is no terminal
+
+
+def progress_bar(stack: ExitStack, description: str, total: int) -> Callable[[int], None]:
+    """What to call with the number of things done, on rank 0 of a terminal a bar that ends with the stack."""
+    console = Console(stderr=True)
+    if rank() != 0 or not console.is_terminal:
+        return lambda done: None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = stack.enter_context(Progress(*columns, console=console))
+    task = progress.add_task(description, total=total)
+    return lambda done: progress.update(task, completed=done)
 
 
 class RunLog:

@@ -9,7 +9,7 @@ from mgd_ssl.config import KNNConfig
 from mgd_ssl.data import subset
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Leaving, extract_features, scan_labelled
-from mgd_ssl.images import ImageList
+from mgd_ssl.images import Images
 from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
 from mgd_ssl.runtime import Runtime
 from mgd_ssl.skipped import SkippedFiles
@@ -38,7 +38,7 @@ class KNNMonitor:
         image_size: int,
         seed: int,
         workers: int,
-        skipped: Callable[[str, ImageList], SkippedFiles],
+        skipped: Callable[[str, Images], SkippedFiles],
     ) -> None:
         if config.train is None or config.val is None:
             missing = "knn.train" if config.train is None else "knn.val"

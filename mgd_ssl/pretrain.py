@@ -19,13 +19,14 @@ from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
-from mgd_ssl.images import ImageList
+from mgd_ssl.images import Images
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.monitor import KNNMonitor
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.sources import open_images
 from mgd_ssl.teacher import Teacher
 from mgd_ssl.weights import read_checkpoint
 from moco import MoCo
@@ -77,7 +78,7 @@ def required(config: PretrainConfig) -> tuple[Path, Path]:
     if config.out is None:
         raise UserError("out is not set: pass --out, the folder this run may write to")
     if config.data.train is None:
-        raise UserError("data.train is not set: pass --data.train, a folder of images")
+        raise UserError("data.train is not set: pass --data.train, a folder of images or tar shards")
     return config.out, config.data.train
 
 
@@ -100,7 +101,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     config = config or PretrainConfig(**settings)
     out, train = required(config)
     with process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: ImageList.scan(train))
+        images = on_rank_zero(lambda: open_images(train))
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
@@ -118,14 +119,14 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
 def run(
     config: PretrainConfig,
     out: Path,
-    images: ImageList,
+    images: Images,
     teacher: Teacher | None,
     method: DistilledMoCo,
     runtime: Runtime,
 ) -> PretrainResult:
     """Train from the newest whole checkpoint in `out`, or from the start, to the end."""
 
-    def skipped(name: str, of: ImageList) -> SkippedFiles:
+    def skipped(name: str, of: Images) -> SkippedFiles:
         return SkippedFiles(out / f"skipped_{name}.jsonl", of, config.data.max_unreadable)
 
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint.keep)
@@ -264,7 +265,7 @@ def check_sizes(config: PretrainConfig, num_images: int) -> None:
         )
 
 
-def description(config: PretrainConfig, images: ImageList, teacher: Teacher | None) -> dict[str, Any]:
+def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
     """What a run is, as saved in its `config.json`."""
     report = teacher.report if teacher is not None else None
     return {
@@ -347,7 +348,7 @@ def check_same(out: Path, changed: list[str]) -> None:
         )
 
 
-def summary(config: PretrainConfig, images: ImageList, runtime: Runtime) -> str:
+def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
     """One line that says what is about to happen."""
     optim, guided = config.optim, f", guided by {config.teacher}" if config.teacher else ""
     return (

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from moco.dist import rank, sum_over_ranks, world_size
 
@@ -23,10 +23,11 @@ class SkippedFiles:
         path: of that file; what an earlier part of the run wrote there is known.
         images: the images of the run.
         max_share: of unreadable images among all, above which the run stops.
+        setting: the user's name of `max_share`, in which it is told.
     """
 
-    def __init__(self, path: Path, images: ImageList, max_share: float) -> None:
-        self.path, self.images, self.max_share = path, images, max_share
+    def __init__(self, path: Path, images: Images, max_share: float, setting: str = "data.max_unreadable") -> None:
+        self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes
         if path.exists():
@@ -67,7 +68,7 @@ class SkippedFiles:
         if share > self.max_share:
             raise TrainingError(
                 f"{len(self.known)} of {len(self.images)} images ({share:.1%}) are unreadable, more than "
-                f"data.max_unreadable = {self.max_share:g}: mend the files listed in {self.path}, or raise the limit"
+                f"{self.setting} = {self.max_share:g}: mend the files listed in {self.path}, or raise the limit"
             )
 
     def _append(self, entries: list[dict[str, str]]) -> None:

@@ -53,3 +53,10 @@ def small_settings(image_folder: Path, tmp_path: Path) -> Callable[..., dict[str
         return base
 
     return settings
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cached files are kept in a folder of this test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache_home"))
+    return tmp_path / "cache_home"

@@ -259,6 +259,17 @@ def test_ranks_agree_on_the_step_they_stop_after(found: dict[int, list[Any]]) ->
     assert agreed[0][-1] and 4 <= len(agreed[0]) <= 6  # soon after the signal before call 4
 
 
+def join_and_exchange() -> bool:
+    dist.init_process_group("gloo")
+    right = shuffled_images()
+    dist.destroy_process_group()
+    return right
+
+
+def test_three_ranks_exchange_unequal_parts(tmp_path: Path) -> None:
+    assert on_ranks(3, tmp_path / "ranks", join_and_exchange) == [True] * 3
+
+
 def test_result_and_error_of_rank_zero_reach_all(found: dict[int, list[Any]]) -> None:
     assert [one["collectives"]["shared"] for one in found[2]] == ["from rank 0"] * 2
 
@@ -357,7 +368,7 @@ def test_signal_to_one_rank_stops_all_after_one_step(pair: tuple[Path, list[Any]
 
 
 def test_error_that_only_rank_zero_sees_is_raised_on_all(pair: tuple[Path, list[Any]]) -> None:
-    assert all("nowhere is not a folder: pass a folder of images" in one["missing"] for one in pair[1])
+    assert all("nowhere is not there: pass a folder of images" in one["missing"] for one in pair[1])
 
 
 def continue_run(settings: dict[str, Any]) -> None:

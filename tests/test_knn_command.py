@@ -17,6 +17,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import extract_features, scan_labelled
 from mgd_ssl.knn import Accuracy, knn_accuracies
+from mgd_ssl.pack import pack
 from mgd_ssl.pretrain import pretrain
 from mgd_ssl.weights import load_backbone
 from tests.conftest import write_images
@@ -164,7 +165,7 @@ def damage_images(data: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (remove_val, "val is not a folder: --data needs train/<class>/* and val/<class>/* in it"),
+        (remove_val, "val is not there: --data needs train/<class>/* and val/<class>/* in it"),
         (rename_class, "differ in classes (circles, discs): make them the same"),
         (put_images_into_no_class, "0000.jpg has no label: put images into one folder a class"),
         (leave_one_class, "holds the single class 'squares'"),
@@ -210,8 +211,11 @@ def test_the_image_whose_features_are_not_finite_is_named(run: Path, tmp_path: P
     assert "train/circles/0000.jpg has features that are not finite: use an earlier checkpoint" in sentence
 
 
-def test_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
-    spawn(rank_of_two, (image_folder / "train", tmp_path), nprocs=2)
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_processes_equal_one(image_folder: Path, tmp_path: Path, shards: bool) -> None:
+    if shards:
+        pack(images=image_folder / "train", out=tmp_path / "shards", shard_images=7, workers=0)
+    spawn(rank_of_two, (tmp_path / "shards" if shards else image_folder / "train", tmp_path), nprocs=2)
     found, accuracies = everything(image_folder / "train", [47, 1, 12])
     for rank in range(2):
         features, rows, sentence = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -219,3 +223,15 @@ def test_two_processes_equal_one(image_folder: Path, tmp_path: Path) -> None:
             assert np.array_equal(np.array(values, dtype=np.float32), one.values) and labels == one.labels.tolist()
         assert {(k, t): Accuracy(*accuracy) for (k, t), accuracy in rows} == accuracies
         assert "circles/0003.jpg has features that are not finite" in sentence
+
+
+def test_shards_give_the_table_of_their_folders(run: Path, knn: Command, image_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pack(images=image_folder / split, out=tmp_path / "shards" / split, shard_images=7, workers=0)
+    tables = []
+    for data in (image_folder, tmp_path / "shards"):
+        code, _, _ = knn(run, "--k", "1", "5", "--out", str(tmp_path / data.name), data=data)
+        assert code == 0
+        found = sorted((tmp_path / data.name).glob("*.json"))
+        tables.append({path.name: Evaluation.load(path).values for path in found})
+    assert tables[0] == tables[1] and len(tables[0]) == 2

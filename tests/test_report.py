@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mgd_ssl.report.images import principal_components
 from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.tables import differing, full_frame, rows
 from mgd_ssl.weights import read_checkpoint
+from tests.linear_eval.conftest import BASE, write_protocol
 
 Make = Callable[..., Path]
 
@@ -196,6 +198,33 @@ def test_mean_and_deviation_of_one_evaluation(copied: Make, tmp_path: Path) -> N
     row = csv[csv["evaluation"] == "linear evaluation"].iloc[0]
     assert row["top1"] == pytest.approx(np.mean(values))
     assert row["top1_deviation"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_seeds_of_the_linear_command_are_shown_with_their_protocol(
+    copied: Make, image_folder: Path, tmp_path: Path
+) -> None:
+    """Both commands on a run's folder, against the files the first one leaves there."""
+    run, protocol = copied("mgd", "student"), write_protocol(tmp_path / "small.toml", BASE)
+    flags = ["--checkpoint", run, "--data", image_folder, "--protocol", protocol, "--seeds", 0, 2, 4]
+    flags += ["--workers", 0, "--runtime.device", "cpu", "--runtime.threads", 1]
+    assert cli.main(["linear", *map(str, flags)]) == 0
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+
+    results = [json.loads((run / f"linear_small_seed{seed}" / "result.json").read_text()) for seed in (0, 2, 4)]
+    assert len({result["top1"] for result in results}) > 1  # else the deviation says nothing
+    mean, deviation = (statistic([result["top1"] for result in results]) for statistic in (fmean, stdev))
+    csv = pd.read_csv(tmp_path / "report_table.csv")
+    row = csv[csv["evaluation"] == "linear evaluation"].iloc[0]
+    assert (row["top1"], row["top1_deviation"]) == pytest.approx((mean, deviation))
+    assert row["over"] == "1 run × 3 values"
+    protocol_string = Evaluation.load(run / "evaluation_linear_small.json").protocol
+    assert row["protocol"] == protocol_string
+    assert "linear small v1; " in protocol_string and protocol_string.endswith("seeds 0 2 4")
+    page = (tmp_path / "report.html").read_text()
+    cells = next(row for row in Cells(page).rows if "evaluation_linear_small.json" in row)
+    assert f"{mean:.1f}± {deviation:.1f}" in cells
+    assert protocol_string in html.unescape(page)
+    assert f"{mean:.1f} ± {deviation:.1f}" in (tmp_path / "report_table.md").read_text()
 
 
 def test_seeds_may_have_teachers_of_their_own(trained: Path, copied: Make, tmp_path: Path) -> None:

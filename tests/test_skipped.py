@@ -91,6 +91,15 @@ def test_too_large_a_share_stops_with_the_numbers(tmp_path: Path) -> None:
     assert len(entries(skipped.path)) == 3  # listed, so that they can be mended
 
 
+def test_the_limit_is_told_by_the_name_the_command_knows_it_by(tmp_path: Path) -> None:
+    skipped = SkippedFiles(
+        tmp_path / "skipped.jsonl", ImageList(Path("photos"), names(20), ()), 0.1, "--max-unreadable"
+    )
+    skipped.note([Unreadable(name, "bad") for name in names(3)])
+    with pytest.raises(TrainingError, match=r"more than --max-unreadable = 0.1: mend the files"):
+        skipped.share()
+
+
 @pytest.mark.parametrize("cut", [1, 5, 12, 20])
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "skipped.jsonl"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mgd_ssl import features as features_module
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
-from mgd_ssl.images import ImageList
 from mgd_ssl.knn import Accuracy, knn_accuracies
-from mgd_ssl.runtime import Runtime
+from mgd_ssl.runtime import Runtime, on_rank_zero
+from mgd_ssl.sources import open_images
 
 CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
 
@@ -30,7 +30,7 @@ class Pixels(nn.Module):
 
 def everything(folder: Path, counts: Sequence[int]) -> tuple[list[Features], dict[tuple[int, float], Accuracy]]:
     """Features of the first images, for some counts, and k-NN of the last on the first."""
-    images = ImageList.scan(folder)
+    images = on_rank_zero(lambda: open_images(folder))
     labels = images.labels()[0]
     found = [extract_features(Pixels(), images, labels, np.arange(n), CPU, image_size=32, batch_size=4) for n in counts]
     return found, knn_accuracies(found[0], found[-1], [1, 5, 20], [0.07, 0.5])
@@ -45,7 +45,7 @@ def broken(folder: Path) -> str:
             features[features.sum(1) > limit] = float("nan")
             return features
 
-    images = ImageList.scan(folder)
+    images = on_rank_zero(lambda: open_images(folder))
     labels = images.labels()[0]
     limit = -float("inf")  # all of them
     with pytest.raises(UserError) as caught:

@@ -11,10 +11,11 @@ from mgd_ssl.data import CentreCrops, TrainingOrder, TwoViews, subset, view_poli
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
-from mgd_ssl.images import ImageList
+from mgd_ssl.images import Images
 from mgd_ssl.report.figures import COLOURS, Picture, drawn, label, picture
 from mgd_ssl.report.runs import Run
 from mgd_ssl.runtime import process
+from mgd_ssl.sources import is_there, open_images
 from mgd_ssl.weights import load_backbone
 
 SHOWN_IMAGES = 8  # in a grid of views
@@ -27,21 +28,21 @@ GAP = 2  # pixels between the views of a grid
 
 
 class Folders:
-    """Image folders, each listed once for a report."""
+    """Folders and other sources of images, each opened once for a report."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, ImageList] = {}
+        self._known: dict[Path, Images] = {}
 
-    def scan(self, root: Path) -> ImageList:
-        """The images below a folder.
+    def open(self, root: Path) -> Images:
+        """The images of a source.
 
         Raises:
             UserError: when there are none.
         """
-        if not root.is_dir():
+        if not is_there(root):
             raise UserError(f"{root} is no longer there")
         if root not in self._known:
-            self._known[root] = ImageList.scan(root)
+            self._known[root] = open_images(root)
         return self._known[root]
 
 
@@ -104,11 +105,11 @@ def view_picture(run: Run, names: str, folders: Folders) -> Picture:
         )
 
 
-def images_of(run: Run, config: PretrainConfig, folders: Folders) -> ImageList:
+def images_of(run: Run, config: PretrainConfig, folders: Folders) -> Images:
     """The training images of a run, if they are still what they were."""
     if config.data.train is None:
         raise UserError("the run names no training folder")
-    images = folders.scan(config.data.train)
+    images = folders.open(config.data.train)
     if images.fingerprint() != run.data["fingerprint"]:
         raise UserError(f"{config.data.train} no longer holds the images the run was trained on")
     return images
@@ -146,7 +147,7 @@ def embedding_picture(run: Run, folders: Folders) -> Picture:
         raise UserError("it ran without labelled images (knn.val)")
     if not run.encoder.is_file():
         raise UserError("it has no encoder.pt yet")
-    images = folders.scan(config.knn.val)
+    images = folders.open(config.knn.val)
     labels, names = images.labels()
     features = encoder_features(run.encoder, config, images, labels, choose(labels, len(names)))
     return embedding_figure(run.name, features, names)
@@ -160,7 +161,7 @@ def choose(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
 
 
 def encoder_features(
-    encoder: Path, config: PretrainConfig, images: ImageList, labels: NDArray[np.int64], indices: NDArray[np.int64]
+    encoder: Path, config: PretrainConfig, images: Images, labels: NDArray[np.int64], indices: NDArray[np.int64]
 ) -> Features:
     """Features of a run's own evaluation: its encoder, image size and device."""
     device = config.runtime.device

@@ -15,11 +15,13 @@ from PIL import Image
 
 from linear_eval import linear
 from linear_eval.frozen import FrozenBackbone
+from mgd_ssl import cli
 from mgd_ssl.checkpoint import serialised
 from mgd_ssl.encoders import build_encoder
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.evaluation import Evaluation
-from tests.linear_eval.conftest import weights
+from tests.linear_eval.conftest import BASE, LIVE, weights, write_protocol
+from tests.runs import flags
 
 
 def test_result_is_saved_with_its_protocol_and_not_computed_twice(settings: dict[str, Any]) -> None:
@@ -72,8 +74,51 @@ def test_official_moco_checkpoints_are_read(settings: dict[str, Any], tmp_path: 
     state = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
     path = tmp_path / "moco.pth.tar"
     path.write_bytes(serialised({"epoch": 200, "arch": "thin_resnet10", "state_dict": state}))
-    evaluation, _ = linear(**settings | {"checkpoint": path})
+    assert cli.main(["linear", *flags(settings | {"checkpoint": path})]) == 0
+    evaluation = Evaluation.load(next(settings["out"].glob("evaluation_*.json")))
     assert evaluation.arch == "thin_resnet10"
+    plain = tmp_path / "plain.pt"  # the same backbone without MoCo around it
+    plain.write_bytes(serialised({k: v for k, v in encoder.state_dict().items() if not k.startswith("fc.")}))
+    assert linear(**settings | {"checkpoint": plain, "out": tmp_path / "plain"})[0].values == evaluation.values
+
+
+def test_unreadable_images_are_told_with_the_flag_that_allows_them(settings: dict[str, Any], tmp_path: Path) -> None:
+    data = shutil.copytree(settings["data"], tmp_path / "data")
+    next((data / "train" / "circles").iterdir()).write_bytes(b"no image")
+    with pytest.raises(
+        TrainingError, match=r"1 of 48 images \(2.1%\) are unreadable, more than --max-unreadable = 0.01"
+    ):
+        linear(**settings | {"data": data})
+    linear(**settings | {"data": data, "max_unreadable": 0.05})
+
+
+@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
+def test_timms_resnets_are_read(
+    settings: dict[str, Any], wrapped: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """timm's resnet18 has the names below: torchvision's, written out here; with num_classes=10 for its `fc`."""
+    blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+    convolutions = {"conv1": (64, 3, 7), **{f"layer{i}.0.downsample.0": (32 * 2**i, 16 * 2**i, 1) for i in (2, 3, 4)}}
+    for block in blocks:
+        stage, out = int(block[5]), 32 * 2 ** int(block[5])
+        convolutions[f"{block}.conv1"] = (out, out // 2 if block.endswith("0") and stage > 1 else out, 3)
+        convolutions[f"{block}.conv2"] = (out, out, 3)
+    generator = torch.Generator().manual_seed(0)
+    state = {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    for name, (out, channels, edge) in convolutions.items():
+        state[f"{name}.weight"] = (
+            torch.randn(out, channels, edge, edge, generator=generator) * (2 / (out * edge**2)) ** 0.5
+        )
+        norm = name.replace("downsample.0", "downsample.1").replace("conv", "bn")
+        state |= {f"{norm}.weight": torch.ones(out), f"{norm}.bias": torch.zeros(out)}
+        state |= {f"{norm}.running_mean": torch.full((out,), 0.01), f"{norm}.running_var": torch.ones(out)}
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+    path = tmp_path / "timm_resnet18.pth"
+    path.write_bytes(serialised({wrapped: state, "epoch": 3} if wrapped else state))
+    assert cli.main(["linear", *flags(settings | {"checkpoint": path})]) == 0
+    assert capsys.readouterr().out.startswith("top-1 ")
+    evaluation = Evaluation.load(next(settings["out"].glob("evaluation_*.json")))
+    assert evaluation.arch == "resnet18"
 
 
 def labelled(folder: Path, classes: dict[str, int]) -> None:
@@ -111,7 +156,7 @@ def test_what_is_missing_is_named(settings: dict[str, Any], tmp_path: Path) -> N
     for changes, message in (
         ({"checkpoint": tmp_path / "empty"}, "holds neither encoder.pt nor checkpoints"),
         ({"checkpoint": tmp_path / "no.pt"}, "does not exist"),
-        ({"data": tmp_path / "nowhere"}, "is not a folder"),
+        ({"data": tmp_path / "nowhere"}, "is not there"),
         ({"protocol": "swep"}, "did you mean 'sweep'"),
         ({"out": None}, "out is not set"),
         ({"arch": "resnet18"}, "does not fit resnet18"),
@@ -121,17 +166,19 @@ def test_what_is_missing_is_named(settings: dict[str, Any], tmp_path: Path) -> N
     assert not settings["out"].exists()
 
 
-def test_two_processes_end_with_the_head_of_one(live_settings: dict[str, Any], tmp_path: Path) -> None:
-    one, _ = linear(**live_settings)
-    flags = [f"--{key}={live_settings[key]}" for key in ("checkpoint", "data", "protocol", "workers")]
+@pytest.mark.parametrize("protocol", [LIVE, BASE | {"curvature": 0.1}], ids=["live", "stretched search"])
+def test_two_processes_end_with_the_head_of_one(
+    protocol: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["protocol"] = str(write_protocol(tmp_path / "p.toml", protocol))
+    one, _ = linear(**settings)
+    arguments = [f"--{key}={settings[key]}" for key in ("checkpoint", "data", "protocol", "workers")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    command += ["-m", "linear_eval", *flags, f"--out={tmp_path / 'two'}", "--image-size=32", "--runtime.device=cpu"]
+    command += ["-m", "linear_eval", *arguments, f"--out={tmp_path / 'two'}", "--image-size=32", "--runtime.device=cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads(next((tmp_path / "two").glob("evaluation_*.json")).read_text())
     assert two["values"]["top1"] == pytest.approx(one.values["top1"])
-    heads = [
-        torch.load(next(out.rglob("head.pt")), weights_only=True) for out in (live_settings["out"], tmp_path / "two")
-    ]
+    heads = [torch.load(next(out.rglob("head.pt")), weights_only=True) for out in (settings["out"], tmp_path / "two")]
     torch.testing.assert_close(heads[0]["weight"], heads[1]["weight"], rtol=1e-4, atol=1e-5)

@@ -92,6 +92,58 @@ def test_search_equals_training_every_head_alone(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_stretched_rounds_without_curvature_are_trainings_with_larger_learning_rates(tmp_path: Path) -> None:
+    """Plain SGD does not depend on the basis, so training in another one changes nothing."""
+    train, val = table(120, 1, noise=1.5), table(60, 2, noise=1.5)
+    rounds = [{"heads": 6, "epochs": 1}]
+    stretched = probe(train, val, rounds=rounds, curvature=1e-9)
+    larger = probe(train, val, rounds=rounds, lrs=[3 * lr for lr in BASE["lrs"]])  # of 3 epochs
+    for one in (stretched, larger):
+        run(one, tmp_path / str(id(one)))
+    assert stretched.rounds[0]["top1"] == larger.rounds[0]["top1"]
+    assert stretched.rounds[0]["loss"] == pytest.approx(larger.rounds[0]["loss"], rel=1e-4)
+
+
+def test_a_table_that_is_turned_at_once_equals_one_turned_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = table(100, 1)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    source = CachedSource(features, standardising(features.values, True, CPU), CPU)
+    at_once = source.rotated(rotation)
+    monkeypatch.setattr("linear_eval.sources.TURNED_AT_ONCE", 0)
+    rows = np.array([3, 99, 0])
+    plain, turned = source.take(rows), source.rotated(rotation).take(rows)
+    torch.testing.assert_close(turned[0], plain[0] @ rotation)
+    torch.testing.assert_close(at_once.take(rows)[0], turned[0])
+    assert at_once.take(rows)[1].tolist() == features.labels[rows].tolist()
+
+
+def test_the_stretched_search_finds_the_learning_rate_that_correlated_features_need(tmp_path: Path) -> None:
+    """The classes differ along directions of little variance, so only the largest learning rates get there."""
+    generator = np.random.default_rng(0)
+    corners = generator.standard_normal((4, 6))
+
+    def draw(count: int) -> Features:
+        labels = generator.integers(4, size=count)
+        values = corners[labels] + generator.standard_normal((count, 6)) + 30 * generator.standard_normal((count, 1))
+        return Features(values.astype(np.float32), labels)
+
+    train, val = draw(1000), draw(500)
+    settings: dict[str, Any] = {
+        "lrs": [1e-4, 1e-3, 1e-2, 0.1, 1.0],
+        "weight_decays": [0.0],
+        "epochs": 40,
+        "batch_size": 50,
+    }
+    found = []
+    for name, rounds in (("short", [{"heads": 5, "epochs": 1}]), ("whole", [{"heads": 5, "epochs": 40}])):
+        one = probe(train, val, **settings, rounds=rounds, curvature=0.1)
+        run(one, tmp_path / name)
+        found.append(one)
+    assert found[0].settings == found[1].settings == [Setting(1.0, 0.0)]
+    assert found[0].rounds[0]["top1"][-1] == pytest.approx(found[1].rounds[0]["top1"][-1], abs=5)  # chance is 25
+    assert found[1].rounds[0]["top1"][-1] > 60
+
+
 def test_standardising_against_numpy() -> None:
     values = table(500, 1).values * 7 + 100
     x = standardising(values, False, CPU)(torch.from_numpy(values))
@@ -127,6 +179,18 @@ def test_last_head_sees_the_whole_training_set_and_the_others_do_not() -> None:
     assert [stage.num_heads for stage in (first, second, last)] == [6, 2, 1]
     per_epoch = len(first.rows) // 8
     assert [stage.steps for stage in (first, second, last)] == [per_epoch, round(1.5 * per_epoch), 3 * 12]
+    assert [stage.times for stage in (first, second, last)] == [1, 1, 1]
+
+
+def test_rounds_have_a_least_number_of_steps_and_no_more_than_the_whole_training() -> None:
+    rounds = [
+        {"heads": 6, "epochs": 1, "steps": 5},
+        {"heads": 4, "epochs": 1, "steps": 20},
+        {"heads": 2, "epochs": 1, "steps": 99},
+    ]
+    found = stages(Protocol(**BASE | {"rounds": rounds, "curvature": 0.1}), 100, np.arange(25))
+    assert [stage.steps for stage in found] == [9, 20, 27, 36]  # an epoch has 9, or 12 with what was held out
+    assert [stage.times for stage in found] == [3, 1.35, 1, 1]
 
 
 def test_too_few_images_for_a_batch() -> None:
@@ -142,10 +206,11 @@ def test_ranking() -> None:
     assert ranking(scores) == [2, 3, 1, 4, 0]
 
 
+@pytest.mark.parametrize("curvature", [0.0, 0.1])
 @pytest.mark.parametrize("stop_at", [1, 9, 10, 20, 24, 30])
-def test_stopped_and_continued_is_bit_for_bit_the_same(stop_at: int, tmp_path: Path) -> None:
+def test_stopped_and_continued_is_bit_for_bit_the_same(stop_at: int, curvature: float, tmp_path: Path) -> None:
     train, val = table(100, 1, noise=1.5), table(60, 2, noise=1.5)
-    whole, first, second = (probe(train, val) for _ in range(3))
+    whole, first, second = (probe(train, val, curvature=curvature) for _ in range(3))
     run(whole, tmp_path / "whole")
     states: list[dict[str, Any]] = []
     assert not run(first, tmp_path / "parts", stop_at, lambda: states.append(first.state()))

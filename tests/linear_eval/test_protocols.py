@@ -49,7 +49,8 @@ def test_searches_have_at_least_26_heads() -> None:
         protocol = load_protocol(name)
         assert len(protocol.lrs) >= 13 and len(protocol.settings) >= 26
     assert str(load_protocol("sweep")).endswith(
-        "chosen on 10% of the training set (26 for 0.5, then 8 for 1, then 3 for 3 epochs)"
+        "chosen on 10% of the training set (26 for 0.5 epochs and at least 100 steps, then 8 for 1 epochs and at least "
+        "200 steps, then 3 for 3 epochs and at least 500 steps; steps stretched to the whole length at curvature 0.1)"
     )
 
 
@@ -91,6 +92,7 @@ def test_unknown_protocol_names_the_nearest() -> None:
         ({"rounds": []}, "6 heads are described but no rounds search them"),
         ({"rounds": [{"heads": 5, "epochs": 1}]}, "6 heads are described but [5] search them"),
         ({"held_out": 0.0}, "rounds must not grow, and need a held_out share"),
+        ({"rounds": [{"heads": 6, "epochs": 4}]}, "no round may be longer than the 3 epochs of the whole training"),
         ({"features": "live"}, "a search needs cached features"),
         ({"name": "moco"}, "is named 'moco' but differs from that protocol: give it a name of its own"),
         ({"name": "a/b"}, "name is 'a/b'"),

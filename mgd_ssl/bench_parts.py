@@ -1,0 +1,125 @@
+"""Parts of a training step against what they cannot do without: the bytes of the maps, the product with the queue."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgd_ssl.encoders import build_backbone, stage_taps
+from mgd_ssl.matching import MatchingStatistics
+from mgd_ssl.mgd import MGD
+from mgd_ssl.runtime import Runtime
+from mgd_ssl.taps import FeatureTaps
+
+Timed = Callable[[Callable[[], object], Runtime], float]
+
+
+def interleaved(work: dict[str, Callable[[], object]], rounds: int, timed: Timed, runtime: Runtime) -> dict[str, float]:
+    """Median seconds of each, run one after the other, round by round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(1 + rounds):
+        for name, call in work.items():
+            took = timed(call, runtime)
+            if number:
+                seconds[name].append(took)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def stage_shapes(arch: str, image_size: int) -> list[tuple[int, int, int]]:
+    """Channels, height and width of the four tapped maps."""
+    backbone = build_backbone(arch).eval()
+    taps = FeatureTaps(backbone, [tap.relu for tap in stage_taps(backbone)])
+    with torch.no_grad(), taps.record() as maps:
+        backbone(torch.zeros(1, 3, image_size, image_size))
+    return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+
+
+def distillation(
+    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, compiled: bool, timed: Timed,
+    runtime: Runtime,
+) -> dict[str, float]:  # fmt: skip
+    """The distillation loss, forward and backward, against reading each map once and writing the gradients once.
+
+    Returns:
+        Seconds of the loss and of its floor (the bytes at the speed of a copy), its bytes, and their ratio.
+    """
+    shapes = [stage_shapes(arch, image_size) for arch in (student, teacher)]
+    narrow, wide = ([c for c, _, _ in stages] for stages in shapes)
+    mgd = MGD(narrow, wide).to(runtime.device)
+    mgd.rematch([torch.rand(s[0], t[0]) for s, t in zip(*shapes, strict=True)])
+    if compiled:
+        mgd.compile()
+    dtype = runtime.precision or torch.float32
+
+    def maps(stages: list[tuple[int, int, int]]) -> list[Tensor]:
+        made = (torch.randn(batch_size, *shape, device=runtime.device, dtype=dtype) for shape in stages)
+        return [m.to(memory_format=runtime.memory_format) for m in made]
+
+    student_maps, teacher_maps = ([m.requires_grad_() for m in maps(shapes[0])], maps(shapes[1]))
+
+    def loss() -> None:
+        mgd(student_maps, teacher_maps).backward()
+        for m in student_maps:
+            m.grad = None
+
+    num_bytes = sum(m.nbytes for m in teacher_maps) + 2 * sum(m.nbytes for m in student_maps)
+    half = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=runtime.device)
+    other = torch.empty_like(half)
+    seconds = interleaved({"loss": loss, "floor": lambda: other.copy_(half)}, rounds, timed, runtime)
+    return {
+        "distillation_ms": round(1000 * seconds["loss"], 3),
+        "distillation_floor_ms": round(1000 * seconds["floor"], 3),
+        "distillation_mb": round(num_bytes / 1e6, 1),
+        "distillation_over_floor": round(seconds["loss"] / seconds["floor"], 2),
+    }
+
+
+def logits(batch_size: int, sizes: tuple[int, ...], rounds: int, timed: Timed, runtime: Runtime) -> dict[int, float]:
+    """Seconds of comparing queries with a queue, loss and gradient, for queues of several sizes and nothing else."""
+    q = torch.randn(batch_size, 128, device=runtime.device, requires_grad=True)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=runtime.device)
+
+    def compare(queue: Tensor) -> None:
+        products = torch.cat([q.sum(dim=1, keepdim=True), q @ queue], dim=1)
+        F.cross_entropy(products.div_(0.2), labels).backward()
+        q.grad = None
+
+    queues = {size: torch.randn(128, size, device=runtime.device) for size in sizes}
+    work: dict[str, Callable[[], object]] = {
+        str(size): lambda queue=queue: compare(queue)  # type: ignore[misc]
+        for size, queue in queues.items()
+    }
+    return {int(size): seconds for size, seconds in interleaved(work, rounds, timed, runtime).items()}
+
+
+def matching(
+    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, timed: Timed, runtime: Runtime
+) -> dict[str, float]:
+    """Images per second of a matching update: both networks, and the costs of all pairs of channels."""
+    narrow, wide = ([c for c, _, _ in stage_shapes(arch, image_size)] for arch in (student, teacher))
+    costs = MatchingStatistics(narrow, wide, runtime.device)
+    networks = [build_backbone(arch).eval().to(runtime.device) for arch in (student, teacher)]
+    taps = []
+    for network in networks:
+        network.to(memory_format=runtime.memory_format)
+        taps.append(FeatureTaps(network, [tap.relu for tap in stage_taps(network)]))
+    images = torch.randn(batch_size, 3, image_size, image_size, device=runtime.device)
+    images = images.contiguous(memory_format=runtime.memory_format)
+
+    @torch.no_grad()
+    def forward() -> list[list[Tensor]]:
+        found = []
+        for network, tap in zip(networks, taps, strict=True):
+            with runtime.autocast(), tap.record() as maps:
+                network(images)
+            found.append(maps)
+        return found
+
+    work: dict[str, Callable[[], object]] = {"update": lambda: costs.update(*forward()), "forward": forward}
+    seconds = interleaved(work, rounds, timed, runtime)
+    return {
+        "matching_images_per_second": round(batch_size / seconds["update"], 1),
+        "matching_over_forward": round(seconds["update"] / seconds["forward"], 2),
+    }
