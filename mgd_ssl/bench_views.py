@@ -28,7 +28,7 @@ from moco.augment_cpu import Pixels, cut_view, finish_view
 
 NUM_IMAGES = 20  # a stage handles all of them before it is the next one's turn
 HANDOVER_BATCH = 32
-HANDOVER_BATCHES = (4, 24)  # the difference of the two is free of what starting a worker costs
+HANDOVER_BYTES = 200e6  # handed over, after a start that is measured alone and subtracted
 POLICY = ViewPolicy()
 CPU = torch.device("cpu")
 
@@ -242,8 +242,9 @@ def handover(size: int, rounds: int) -> tuple[float, float]:
 
 
 def _handover(dataset: Copied, ring: bool) -> float:
-    short, long = (_cpu_seconds(dataset, ring, count) for count in HANDOVER_BATCHES)
-    return (long - short) / ((HANDOVER_BATCHES[1] - HANDOVER_BATCHES[0]) * HANDOVER_BATCH) * 1e6
+    start, more = 4, max(1, int(HANDOVER_BYTES / dataset.views.nbytes))  # batches
+    short, long = (_cpu_seconds(dataset, ring, count) for count in (start, start + more))
+    return (long - short) / (more * HANDOVER_BATCH) * 1e6
 
 
 def _cpu_seconds(dataset: Copied, ring: bool, num_batches: int) -> float:
