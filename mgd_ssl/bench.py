@@ -1,12 +1,14 @@
-"""`mgd-ssl bench`: the training step against the bare networks, measured in one interleaved run."""
+"""`mgd-ssl bench`: the training step against the bare networks, the views stage by stage, and what limits a run."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,12 @@ import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from mgd_ssl.bench_views import handover, measure_views
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig, RuntimeConfig, Settings, parse
-from mgd_ssl.data import PretrainBatch
+from mgd_ssl.data import PretrainBatch, chosen_backend
 from mgd_ssl.encoders import build_backbone, build_encoder
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
@@ -26,10 +30,12 @@ from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import Runtime, process
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.teacher import Teacher
+from moco import ViewPolicy, draw_view
+from moco.augment_device import finish_views
 
 
 class BenchConfig(Settings):
-    """Measure a training step, the bare networks in it and the matching solver."""
+    """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
 
     student: str = "resnet18"
     """Architecture that is trained."""
@@ -46,29 +52,114 @@ class BenchConfig(Settings):
     warmup: int = Field(2, ge=1)
     """Rounds not counted."""
     runtime: RuntimeConfig = RuntimeConfig(threads=1)
+    views: bool = True
+    """Also measure the views, and say how many cores it takes to feed the step."""
     memory: bool = True
-    """Also measure the peak memory of each, in processes of their own."""
-    only: Literal["step", "bare"] | None = None
-    """Run one of the two alone and print its peak memory; used by `memory`."""
+    """Also measure the peak memory of step and bare networks, in processes of their own."""
+    only: Literal["views", "step", "bare"] | None = None
+    """views: measure nothing else, within a minute. step or bare: run one of the two alone and print its peak memory;
+    used by `memory`."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Print a table, and the same as JSON on the last line."""
     config = parse(BenchConfig, argv, "mgd-ssl bench")
-    if config.only is not None:
+    if config.only in ("step", "bare"):
         print(json.dumps(peak_memory(config)))
         return 0
-    result = measure(config)
-    if config.memory:
-        result |= memory(config)
+    result: dict[str, Any] = {}
+    console = Console()
+    if config.only != "views":
+        result |= measure(config)
+        if config.memory:
+            result |= memory(config)
+        console.print(step_table(config, result))
+    if config.views or config.only == "views":
+        result |= views(config)
+        console.print(views_table(config, result))
+        console.print(verdict(result), soft_wrap=True)
+    print(json.dumps({**config.model_dump(mode="json"), **result}))
+    return 0
+
+
+def step_table(config: BenchConfig, result: dict[str, Any]) -> Table:
+    """The numbers of the step."""
     table = Table(title=f"{config.teacher} -> {config.student}, {config.image_size} px, batch {config.batch_size}")
     table.add_column("what")
     table.add_column("value", justify="right")
     for name, value in result.items():
         table.add_row(name.replace("_", " "), str(value))
-    Console().print(table)
-    print(json.dumps({**config.model_dump(mode="json"), **result}))
-    return 0
+    return table
+
+
+def views(config: BenchConfig) -> dict[str, Any]:
+    """Stages, hand-over, and on a GPU what it makes of its share."""
+    ring, fresh = handover(config.image_size, config.rounds)
+    result: dict[str, Any] = {
+        "stages": {name: asdict(cost) for name, cost in measure_views(config.image_size, config.rounds).items()},
+        "handover_us": ring,
+        "handover_fresh_memory_us": fresh,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    with process(config.runtime) as runtime:
+        result["backend"] = chosen_backend(DataConfig(), runtime.device)
+        if result["backend"] == "device":
+            result["finished_images_per_second"] = finished_per_second(config, runtime)
+    return result
+
+
+def views_table(config: BenchConfig, result: dict[str, Any]) -> Table:
+    """The numbers of the views."""
+    title = f"both views of an image of 500 x 375, {config.image_size} px, on one core"
+    table = Table(title=title, caption="us of CPU time; the ratio is the median of the rounds', and its spread")
+    for column in ("stage", "reference us", "fast us", "ratio", "fast images/s"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, cost in result["stages"].items():
+        ratio = f"{cost['ratio']} ({cost['spread']})"
+        table.add_row(name, str(cost["reference"]), str(cost["fast"]), ratio, f"{1e6 / cost['fast']:.0f}")
+    table.add_row("hand-over", str(result["handover_fresh_memory_us"]), str(result["handover_us"]), "", "")
+    return table
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """What limits a training on this machine, and how many cores keep the step busy."""
+    backend, cores = result["backend"], result["cores"]
+    cost = result["stages"][f"whole, {backend}"]["fast"] + result["handover_us"]
+    fed = f"a core feeds {1e6 / cost:.0f} images/s through the {backend} backend"
+    if "step_images_per_second" not in result:
+        return f"{fed}; this machine has {cores}."
+    speed = result["step_images_per_second"]
+    needed = speed * cost / 1e6
+    slower = "data" if needed > cores else "step"
+    return (
+        f"The {slower} is the bottleneck: the step takes {speed} images/s on the {result['device']}, and {fed}, so "
+        f"{needed:.2g} cores keep it busy; this machine has {cores}."
+    )
+
+
+def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
+    """Images/s whose two views the device finishes, when it does nothing else."""
+    rows = view_rows(config.batch_size)[0].to(runtime.device)
+    size = (config.batch_size, config.image_size, config.image_size, 3)
+    pixels = torch.randint(256, size, dtype=torch.uint8, device=runtime.device)
+    finish = torch.compile(finish_views)
+
+    def both() -> None:
+        for _ in range(2):
+            finish(pixels, rows, ViewPolicy().max_sigma)
+
+    seconds = [timed(both, runtime) for _ in range(config.warmup + config.rounds)][config.warmup :]
+    return round(config.batch_size / statistics.median(seconds))
+
+
+def view_rows(num_images: int) -> Tensor:
+    """Parameters of both views of a batch, [2, N, 15]."""
+    return torch.tensor(
+        [
+            [draw_view(ViewPolicy(), 500, 375, seed=0, epoch=0, index=i, view=v) for i in range(num_images)]
+            for v in range(2)
+        ]
+    )
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -129,6 +220,9 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     size = (config.batch_size, config.image_size, config.image_size, 3)
     im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
     batch = PretrainBatch(im_q, im_k, [])
+    if chosen_backend(DataConfig(), runtime.device) == "device":  # finishing the views is a part of the step
+        rows = view_rows(config.batch_size)
+        batch = PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
     return lambda: _discard(trainer.train_step(batch))
 
 

@@ -79,6 +79,9 @@ class DataConfig(Settings):
     """Range of a crop's share of the image area."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur in pixels of the view (published for 224)."""
+    backend: Literal["auto", "reference", "cpu", "device"] = "auto"
+    """What renders the views: PIL (slow), the data workers (cpu), or the workers and for the colours the training
+    device; auto: device on a GPU, else cpu. The views are the same up to rounding."""
     workers: int | None = Field(None, ge=0)
     """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU. Results do
     not depend on it."""
@@ -202,9 +205,11 @@ class PretrainConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
-# What may differ between the parts of one run: it changes neither weights nor matching.
-FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.workers", "data.max_unreadable", "knn", "checkpoint",
-                  "runtime.threads", "runtime.log_every", "runtime.compile", "runtime.device")  # fmt: skip
+# What may differ between the parts of one run: it changes neither weights nor matching, or by rounding alone as the
+# device, compilation and the backend of the views do.
+FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn",
+                  "checkpoint", "runtime.threads", "runtime.log_every", "runtime.compile",
+                  "runtime.device")  # fmt: skip
 
 Model = TypeVar("Model", bound=Settings)
 

@@ -5,11 +5,12 @@ workers nor on where a run was resumed.
 """
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,12 +21,18 @@ from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, Unreadable
-from moco import ViewPolicy, draw_view, render_view
+from mgd_ssl.images import Images, Unreadable, decode
+from mgd_ssl.jpeg import decode_pixels
+from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
+from moco.augment_cpu import Pixels, cut_view, render_view_fast
 from moco.keyed import keyed_generator
 
 STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
 REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
+PREFETCH = 2  # batches under way for each data worker
+
+Backend = Literal["reference", "cpu", "device"]
+T = TypeVar("T")
 
 
 class PretrainBatch(NamedTuple):
@@ -34,6 +41,7 @@ class PretrainBatch(NamedTuple):
     im_q: Tensor  # [N, H, W, 3] uint8
     im_k: Tensor  # [N, H, W, 3] uint8
     unreadable: list[Unreadable]
+    rows: Tensor | None = None  # [2, N, 15], the rows of `View` by which the device has yet to finish both
 
 
 class EvalBatch(NamedTuple):
@@ -51,7 +59,16 @@ class Samples:
         self.images, self.seed = images, seed
 
     def decode(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
+        """`load` through Pillow, as RGB."""
+        return self.load(index, unreadable, decode)
+
+    def load(self, index: int, unreadable: list[Unreadable], how: Callable[[bytes], T]) -> tuple[T, int]:
         """The image at `index` or its replacement, and where that one is; failures are added to the list.
+
+        Args:
+            index: of the image.
+            unreadable: what could not be decoded.
+            how: decoder of a file's bytes.
 
         Raises:
             UserError: when nothing can be decoded in many tries.
@@ -59,7 +76,7 @@ class Samples:
         candidate = index
         for attempt in range(REPLACEMENTS):
             try:
-                return self.images.open(candidate), candidate
+                return how(self.images.read(candidate)), candidate
             except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
                 unreadable.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
             generator = keyed_generator(self.seed, "replacement", index, attempt)
@@ -79,23 +96,61 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         policy: distribution of the views.
         size: edge of a view in pixels.
         seed: of the run.
+        backend: what renders them: PIL, this core's fast way, or that for the geometry and the device for the rest.
     """
 
-    def __init__(self, images: Images, policy: ViewPolicy, size: int, seed: int) -> None:
+    def __init__(
+        self, images: Images, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
+    ) -> None:
         super().__init__(images, seed)
-        self.policy, self.size = policy, size
+        self.policy, self.size, self.backend = policy, size, backend
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> PretrainBatch:
         """A batch; the loader calls this once with all keys of the batch."""
-        views = np.empty((2, len(keys), self.size, self.size, 3), dtype=np.uint8)
+        space = self.space(len(keys))
+        return self.batch(space, self.fill(keys, space))
+
+    def space(self, num_images: int) -> "Space":
+        """Memory for a batch."""
+        views = torch.empty((2, num_images, self.size, self.size, 3), dtype=torch.uint8)
+        return Space(views, torch.empty((2, num_images, len(View._fields))))
+
+    def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
+        """Write the views of a batch; what could not be decoded is returned."""
+        how: Callable[[bytes], Image.Image | Pixels] = decode if self.backend == "reference" else decode_pixels
+        out, table = space.views.numpy(), list[list[View]]()
+        unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(2)] for key in keys]
         unreadable: list[Unreadable] = []
-        for row, (epoch, index) in enumerate(keys):
-            image, _ = self.decode(index, unreadable)  # once for both views
-            for v in range(2):
-                view = draw_view(self.policy, *image.size, seed=self.seed, epoch=epoch, index=index, view=v)
-                views[v, row] = np.asarray(render_view(image, view, self.size))
-        im_q, im_k = torch.from_numpy(views)
-        return PretrainBatch(im_q, im_k, unreadable)
+        for i, (_, index) in enumerate(keys):
+            image, _ = self.load(index, unreadable, how)  # once for both views
+            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+            pair = [place_view(each, self.policy, width, height) for each in unplaced[i]]
+            for v, view in enumerate(pair):
+                self.render(image, view, out[v, i])
+            table.append(pair)
+        space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
+        return unreadable
+
+    def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:
+        """One view, or its geometric part where the device does the rest: [size, size, 3]."""
+        if isinstance(image, Image.Image):
+            out[:] = np.asarray(render_view(image, view, self.size))
+        elif self.backend == "cpu":
+            render_view_fast(image, view, out)
+        else:
+            cut_view(image, view, out)
+
+    def batch(self, space: "Space", unreadable: list[Unreadable]) -> PretrainBatch:
+        """What `fill` has written, in place."""
+        im_q, im_k = space.views
+        return PretrainBatch(im_q, im_k, unreadable, space.rows if self.backend == "device" else None)
+
+
+class Space(NamedTuple):
+    """Memory of a batch of view pairs."""
+
+    views: Tensor  # [2, N, H, W, 3] uint8
+    rows: Tensor  # [2, N, 15]
 
 
 class CentreCrops(Samples, Dataset[EvalBatch]):
@@ -152,6 +207,13 @@ class TrainingOrder:
         return self.epochs * self.steps_per_epoch - self.first_step
 
 
+def chosen_backend(config: DataConfig, device: torch.device) -> Backend:
+    """What renders the views of a run that trains on `device`."""
+    if config.backend != "auto":
+        return config.backend
+    return "device" if device.type == "cuda" else "cpu"
+
+
 def view_policy(config: DataConfig) -> ViewPolicy:
     """Distribution of the views a configuration asks for."""
     recipe = ViewPolicy.v1() if config.recipe == "v1" else ViewPolicy()
@@ -186,8 +248,8 @@ def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool)
         collate_fn=_as_is,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_ignore_signals,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_start_worker,
     )
     iterator = iter(loader)
     try:
@@ -210,7 +272,9 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the whole job is for the training process, which still needs its workers to finish a step."""
+def _start_worker(worker: int) -> None:
+    """A worker is one thread, and ignores signals: one to the whole job is for the training process, which still
+    needs its workers to finish a step."""
+    cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

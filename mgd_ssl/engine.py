@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, batches, subset, view_policy
+from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, chosen_backend, subset, view_policy
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.features import Leaving
@@ -23,10 +23,12 @@ from mgd_ssl.meter import Clock, Meter
 from mgd_ssl.method import DistilledMoCo, Losses
 from mgd_ssl.monitor import KNNMonitor
 from mgd_ssl.rematch import save_costs, share_norm_statistics, update_matching
+from mgd_ssl.ring import view_batches
 from mgd_ssl.runtime import Runtime, StopRequest
 from mgd_ssl.schedule import learning_rate, matching_epochs
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.teacher import Teacher
+from moco.augment_device import finish_views
 from moco.dist import rank, world_size
 from moco.keyed import keyed_seed
 
@@ -75,6 +77,8 @@ class Trainer:
             # torch's fused kernel leaves them uninitialised when the scaler skips the very first step
             for parameter in trained:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # on a GPU compiled in any case: half a hundred operations on whole batches become a few
+        self.finish_views = torch.compile(finish_views) if self.on_gpu else finish_views
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == torch.float16)
         self.model: torch.nn.Module = method
 
@@ -102,7 +106,7 @@ class Trainer:
 
     def train_step(self, batch: PretrainBatch) -> Losses:
         """Forward, backward, update, enqueue."""
-        im_q, im_k = self.runtime.images(batch.im_q), self.runtime.images(batch.im_k)  # [N, 3, H, W]
+        im_q, im_k = self.views(batch)  # [N, 3, H, W]
         with self.runtime.autocast():
             # no name for the targets: they are freed before the backward pass
             losses: Losses = self.model(im_q, im_k, self.targets(im_q), self.seed_of_step("shuffle"))
@@ -112,6 +116,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.method.moco.enqueue(losses.keys)
         return losses
+
+    def views(self, batch: PretrainBatch) -> list[Tensor]:
+        """Normalised query and key views on the device; their colours are done there if the workers left them."""
+        views = [self.runtime.upload(pixels) for pixels in (batch.im_q, batch.im_k)]
+        if batch.rows is not None:
+            max_sigma = view_policy(self.config.data).max_sigma
+            rows = self.runtime.upload(batch.rows)
+            views = [self.finish_views(*pair, max_sigma) for pair in zip(views, rows, strict=True)]
+        return [self.runtime.images(pixels) for pixels in views]
 
     def targets(self, im_q: Tensor) -> Any:
         """The teacher's maps of the query views, reduced to the student's channels; None without a teacher."""
@@ -145,7 +158,9 @@ class Trainer:
             The number of that signal, None at the end.
         """
         data, optim = self.config.data, self.config.optim
-        dataset = TwoViews(self.images, view_policy(data), data.image_size, self.config.seed)
+        backend = chosen_backend(data, self.runtime.device)
+        logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
+        dataset = TwoViews(self.images, view_policy(data), data.image_size, self.config.seed, backend)
         order = TrainingOrder(
             len(self.images), optim.batch_size, optim.epochs, self.config.seed, self.step, rank(), world_size()
         )
@@ -155,7 +170,8 @@ class Trainer:
             stack.callback(stop.finish)
             stack.callback(setattr, self, "leaving", self.leaving)
             self.leaving = stop.leaving
-            loader = stack.enter_context(batches(dataset, order, self.workers, pin=self.on_gpu))
+            local_batch = optim.batch_size // world_size()
+            loader = stack.enter_context(view_batches(dataset, order, local_batch, self.workers, self.runtime.device))
             clock = Clock()
             while self.step < self.total_steps:
                 if self.step % self.steps_per_epoch == 0:

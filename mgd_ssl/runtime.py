@@ -49,13 +49,16 @@ class Runtime:
             return wanted
         return cores(self.local_world_size) if self.device.type == "cuda" else 1
 
-    def images(self, batch: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] from a loader -> normalised float32 [N, 3, H, W] on the device.
+    def upload(self, batch: Tensor) -> Tensor:
+        """The same on the device; the copy does not wait for it, as the loader's memory is pinned."""
+        return batch.to(self.device, non_blocking=True)
 
-        The copy does not wait for the device (the loader's memory is pinned), and the layout is channels_last as it
-        comes. Mean and deviation are ImageNet's, as in MoCo.
+    def images(self, batch: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] -> normalised float32 [N, 3, H, W] on the device.
+
+        The layout is channels_last as it comes. Mean and deviation are ImageNet's, as in MoCo.
         """
-        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()  # [N, 3, H, W]
+        images = self.upload(batch).permute(0, 3, 1, 2).float()  # [N, 3, H, W]
         images = images.sub_(_constant((0.485, 0.456, 0.406), self.device))
         images = images.div_(_constant((0.229, 0.224, 0.225), self.device))
         return images.contiguous(memory_format=self.memory_format)

@@ -4,7 +4,17 @@ Knows contrastive learning and nothing of distillation (https://arxiv.org/abs/19
 v2: https://arxiv.org/abs/2003.04297).
 """
 
-from moco.augment import ViewPolicy, draw_view, render_view
+from moco.augment import View, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
 from moco.builder import MoCo, MoCoOutput, projection_head
 
-__all__ = ["MoCo", "MoCoOutput", "ViewPolicy", "draw_view", "projection_head", "render_view"]
+__all__ = [
+    "MoCo",
+    "MoCoOutput",
+    "View",
+    "ViewPolicy",
+    "draw_unplaced",
+    "draw_view",
+    "place_view",
+    "projection_head",
+    "render_view",
+]

@@ -1,16 +1,18 @@
 """The two random views of MoCo v1 and v2: first drawn as a row of parameters, then rendered.
 
 Drawing and rendering are apart so that every renderer consumes the same table and can be held against the one
-here (PIL through torchvision's functional operations, as in the published code). Recipes: MoCo v2 as in
-https://arxiv.org/abs/2003.04297, v1 as in https://arxiv.org/abs/1805.01978.
+here (PIL through torchvision's functional operations, as in the published code); the others are `augment_cpu` and
+`augment_device`. Recipes: MoCo v2 as in https://arxiv.org/abs/2003.04297, v1 as in
+https://arxiv.org/abs/1805.01978.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageFilter
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from moco.keyed import keyed_generator
@@ -19,6 +21,8 @@ CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop: then the largest centr
 COLOUR_ORDERS = [
     (a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3
 ]  # the 24 orders of brightness 0, contrast 1, saturation 2, hue 3
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class View(NamedTuple):
@@ -64,6 +68,11 @@ class ViewPolicy:
     blur_probability: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
+    @property
+    def max_sigma(self) -> float:
+        """Of the strongest blur a view can have."""
+        return self.blur_sigma[1] if self.blur_probability > 0 else 0.0
+
     @classmethod
     def v1(cls) -> "ViewPolicy":
         """MoCo v1: grey before the jitter, jitter on every view with a hue shift of up to 0.4, and no blur."""
@@ -82,19 +91,30 @@ def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: 
         index: of the sample in the data set.
         view: 0 for the query view, 1 for the key view.
     """
+    return place_view(draw_unplaced(policy, seed, epoch, index, view), policy, width, height)
+
+
+class Unplaced(NamedTuple):
+    """A view before its image is known: all but the crop box."""
+
+    chances: list[float]  # uniform numbers for the box
+    rest: tuple[float, ...]  # the columns of `View` from `flip` on
+
+
+def draw_unplaced(policy: ViewPolicy, seed: int, epoch: int, index: int, view: int) -> Unplaced:
+    """`draw_view` up to where it needs the image's size; arguments as there.
+
+    A batch draws these in one go: between two images to decode it would take several times as long, as the decoder
+    drives all this code out of the cache.
+    """
     uniforms = keyed_generator(seed, "view", epoch, index, view).random(4 * CROP_ATTEMPTS + 10).tolist()
-    left, top, crop_width, crop_height = _crop_box(policy, width, height, uniforms)
     flip, jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma = uniforms[4 * CROP_ATTEMPTS :]
 
     jittered = jitter < policy.jitter_probability
     to_grey = grey < policy.grey_probability
     coloured = jittered and not (policy.grey_first and to_grey)
     low, high = policy.blur_sigma
-    return View(
-        left,
-        top,
-        crop_width,
-        crop_height,
+    rest = (
         flip < policy.flip_probability,
         1 + policy.brightness * (2 * brightness - 1) if jittered else 1.0,
         1 + policy.contrast * (2 * contrast - 1) if jittered else 1.0,
@@ -104,6 +124,12 @@ def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: 
         to_grey * (2 if policy.grey_first else 1),
         low + (high - low) * sigma if blur < policy.blur_probability else 0.0,
     )
+    return Unplaced(uniforms, rest)
+
+
+def place_view(unplaced: Unplaced, policy: ViewPolicy, width: int, height: int) -> View:
+    """`draw_view` from there on."""
+    return View(*_crop_box(policy, width, height, unplaced.chances), *unplaced.rest)
 
 
 def _crop_box(policy: ViewPolicy, width: int, height: int, uniforms: list[float]) -> tuple[int, int, int, int]:
@@ -159,3 +185,15 @@ def _colour_operation(image: Image.Image, view: View, operation: int) -> Image.I
     if operation == 3 and view.hue != 0:
         return TF.adjust_hue(image, view.hue)
     return image
+
+
+def box_radius(sigma: Number) -> Number:
+    """Radius of the box that PIL, applying it three times, takes for a Gaussian.
+
+    Equations 7, 11 and 14 of Gwosdek et al., Theoretical Foundations of Gaussian Convolution by Extended Box
+    Filtering (SSVM 2011). The box has weight 1 up to the whole part of the radius and the fraction beyond it.
+    """
+    variance = sigma**2 / 3
+    whole = ((12 * variance + 1) ** 0.5 - 1) / 2 // 1
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole + fraction

@@ -18,7 +18,19 @@ def keyed_generator(seed: int, purpose: str, *address: int) -> np.random.Generat
         address: up to three non-negative integers, for instance (epoch, index, view).
     """
     counter = [0, *address, *(0,) * (3 - len(address))]  # word 0 counts the numbers drawn
-    return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(purpose.encode())], counter=counter))
+    key = _Key([seed, zlib.crc32(purpose.encode())])
+    return np.random.Generator(np.random.Philox(key, counter=counter))  # type: ignore[arg-type]
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Philox's key in the place of a seed; with `key=` it would first ask the system for a seed, at twice the time."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = np.array(words, dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
+        """The key, which is all that Philox asks for."""
+        return self.words
 
 
 def keyed_seed(seed: int, purpose: str, *address: int) -> int:

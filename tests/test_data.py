@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,12 +14,14 @@ from torch.utils.data import Dataset
 
 from mgd_ssl.config import DataConfig
 from mgd_ssl.data import (
+    Backend,
     CentreCrops,
     EvalBatch,
     PretrainBatch,
     TrainingOrder,
     TwoViews,
     batches,
+    chosen_backend,
     chunks,
     subset,
     view_policy,
@@ -28,6 +30,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.images import ImageList
 from mgd_ssl.skipped import SkippedFiles
 from moco import ViewPolicy, draw_view, render_view
+from moco.augment_device import finish_views
 from tests.conftest import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -174,8 +177,8 @@ def test_odd_files_become_rgb(tmp_path: Path, name: str) -> None:
 # batches
 
 
-def two_views(root: Path, seed: int = 0) -> TwoViews:
-    return TwoViews(ImageList.scan(root), ViewPolicy(), 32, seed)
+def two_views(root: Path, seed: int = 0, backend: Backend = "reference") -> TwoViews:
+    return TwoViews(ImageList.scan(root), ViewPolicy(), 32, seed, backend)
 
 
 def keys(epoch: int, count: int = 20) -> list[tuple[int, int]]:
@@ -193,6 +196,49 @@ def test_views_are_those_drawn_and_rendered_for_their_address(tmp_path: Path) ->
         for v, tensor in enumerate((batch.im_q, batch.im_k)):
             view = draw_view(ViewPolicy(), *image.size, seed=5, epoch=4, index=index, view=v)
             assert np.array_equal(tensor[row].numpy(), np.asarray(render_view(image, view, 32)))
+
+
+def finished(batch: PretrainBatch) -> torch.Tensor:
+    """[2, N, H, W, 3], whoever had to finish the views."""
+    views = torch.stack([batch.im_q, batch.im_k])
+    if batch.rows is None:
+        return views
+    return torch.stack([finish_views(*pair, 2.0) for pair in zip(views, batch.rows, strict=True)])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "device"])
+def test_backends_render_the_same_views_up_to_rounding(photos: Path, backend: Backend) -> None:
+    expected = two_views(photos, seed=5).__getitems__(keys(4))
+    batch = two_views(photos, 5, backend).__getitems__(keys(4))
+    assert (batch.rows is None) == (backend == "cpu")
+    assert batch.unreadable == expected.unreadable
+    assert (finished(batch).int() - finished(expected).int()).abs().float().mean() < 1.7
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("backend", ["cpu", "device"])
+def test_odd_files_are_seen_as_under_the_reference(tmp_path: Path, name: str, backend: Backend) -> None:
+    ODD[name](tmp_path / name)
+    expected = two_views(tmp_path).__getitems__(keys(0, 1) * 4)
+    batch = two_views(tmp_path, backend=backend).__getitems__(keys(0, 1) * 4)
+    assert not batch.unreadable and not expected.unreadable
+    assert (finished(batch).int() - finished(expected).int()).abs().float().mean() < 2 * 1.7  # pure noise
+
+
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_a_sample_does_not_depend_on_its_batch(photos: Path, backend: Backend) -> None:
+    dataset = two_views(photos, backend=backend)
+    together = finished(dataset.__getitems__(keys(1)))
+    for index in (0, 7, 19):
+        assert torch.equal(finished(dataset.__getitems__([(1, index)]))[:, 0], together[:, index])
+
+
+def test_the_backend_follows_the_device_unless_it_is_named() -> None:
+    for device, automatic in (("cpu", "cpu"), ("cuda", "device")):
+        assert chosen_backend(DataConfig(), torch.device(device)) == automatic
+        for named in get_args(Backend):
+            assert chosen_backend(DataConfig(backend=named), torch.device(device)) == named
 
 
 def test_unreadable_images_are_replaced_by_the_same_ones_every_time(photos: Path) -> None:
@@ -242,12 +288,13 @@ def assert_same(one: PretrainBatch | EvalBatch, two: PretrainBatch | EvalBatch) 
     assert one.unreadable == two.unreadable
 
 
-def test_batches_do_not_depend_on_the_workers(photos: Path) -> None:
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_batches_do_not_depend_on_the_workers(photos: Path, backend: Backend) -> None:
     order = [keys(epoch)[start : start + 4] for epoch in range(2) for start in range(0, 20, 4)]
-    alone = collect(two_views(photos), order, 0)
+    alone = collect(two_views(photos, backend=backend), order, 0)
     assert len(alone) == 10 and isinstance(alone[0], PretrainBatch)
     for workers in (1, 2):
-        for one, two in zip(alone, collect(two_views(photos), order, workers), strict=True):
+        for one, two in zip(alone, collect(two_views(photos, backend=backend), order, workers), strict=True):
             assert_same(one, two)
 
 

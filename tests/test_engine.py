@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mgd_ssl import PretrainConfig, Teacher, TrainingError, UserError, pretrain
 from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.cli import main
-from mgd_ssl.data import PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
+from mgd_ssl.data import Backend, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
@@ -204,6 +204,15 @@ def test_losses_are_finite_with(
 ) -> None:
     pretrain(**one_epoch(image_folder, tmp_path / "run", teacher=teacher_file, **changes))
     assert_finite(tmp_path / "run")
+
+
+def test_backends_of_the_views_give_nearly_the_same_losses(image_folder: Path, tmp_path: Path) -> None:
+    losses = {}
+    for backend in get_args(Backend):
+        pretrain(**one_epoch(image_folder, tmp_path / backend, data={"backend": backend}))
+        losses[backend] = [row["loss"] for row in train_rows(tmp_path / backend)]
+    assert losses["cpu"] == pytest.approx(losses["reference"], rel=0.02)
+    assert losses["device"] == pytest.approx(losses["reference"], rel=0.005)
 
 
 def test_memory_format_does_not_change_the_losses(image_folder: Path, tmp_path: Path) -> None:

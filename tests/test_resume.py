@@ -116,6 +116,13 @@ def test_number_of_workers_may_change(
     assert_same_end(stopped["out"], uninterrupted(teacher=teacher_file))
 
 
+def test_backend_of_the_views_may_change(stopped: dict[str, Any], image_folder: Path, teacher_file: Path) -> None:
+    pretrain(**tiny(image_folder, stopped["out"], teacher=teacher_file, data={"backend": "device", "workers": 1}))
+    told = (stopped["out"] / "log.txt").read_text()
+    assert "views: backend cpu (auto)" in told and "views: backend device" in told
+    assert steps_saved(stopped["out"])[-1] == 9
+
+
 def test_knn_rows_of_a_continued_run_are_those_of_an_uninterrupted_one(
     image_folder: Path, tmp_path: Path, uninterrupted: Reference
 ) -> None:

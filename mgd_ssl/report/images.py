@@ -23,6 +23,7 @@ MAX_GRIDS = 3
 MAX_POINTS = 1000  # images in an embedding
 MAX_CLASSES = 20  # that colours and markers can tell apart
 MARKERS = "osD^vP"
+SAME_VIEWS = ("backend", "workers", "max_unreadable")  # settings of the data that do not show in a grid of views
 GAP = 2  # pixels between the views of a grid
 
 
@@ -52,7 +53,11 @@ def view_pictures(runs: Sequence[Run], folders: Folders, notes: list[str]) -> li
     """A grid of view pairs for every kind of data among the runs; what is missing is told in `notes`."""
     kinds: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        data = {key: value for key, value in run.config["data"].items() if key not in ("workers", "max_unreadable")}
+        data = {
+            key: value
+            for key, value in run.config["data"].items()
+            if key not in ("backend", "workers", "max_unreadable")
+        }
         batch = run.config["optim"]["batch_size"]
         kinds.setdefault((str(data), str(run.data), str(run.seed), str(batch)), []).append(run)
     pictures: list[Picture] = []
