@@ -23,8 +23,9 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from mgd_ssl.bench import BenchConfig, training_step
-from mgd_ssl.bench_parts import matching_work
+from mgd_ssl.bench.config import BenchConfig
+from mgd_ssl.bench.parts import matching_work
+from mgd_ssl.bench.step import training_step
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.encoders import build_encoder
 from mgd_ssl.runtime import process

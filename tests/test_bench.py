@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mgd_ssl.bench import verdict
-from mgd_ssl.bench_views import InMemory, published_transforms
+from mgd_ssl.bench.views import InMemory, published_transforms
 from mgd_ssl.cli import main
 from mgd_ssl.photograph import photograph
 
@@ -20,7 +20,10 @@ def test_bench_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> No
     assert "thin_resnet14 -> thin_resnet10" in " ".join(printed.split())
     assert result["batch_size"] == 4
     assert min(result[key] for key in ("step_images_per_second", "bare_images_per_second", "step_over_bare")) > 0
-    assert min(result["bare_peak_mb"], result["step_peak_mb"]) > 0
+    assert min(result[f"{name}_peak_mb"] for name in ("bare", "step", "published")) > 0
+    values = 16 * 24**2 + 32 * 12**2 + 64 * 6**2 + 128 * 3**2  # of an image's student maps; the teacher's are 4 times
+    assert result["distillation_mb"] == round((4 + 2) * 4 * 4 * values / 1e6, 1)
+    assert {"distillation_over_floor", "matching_over_forward", "step_over_published"} <= result.keys()
     sentence = " ".join(printed.split())
     assert "is the bottleneck: the step takes" in sentence and "through the cpu backend" in sentence
     assert_views_are_measured(result)

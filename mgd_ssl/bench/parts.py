@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgd_ssl.bench.config import BenchConfig
+from mgd_ssl.bench.step import timed, training_step
 from mgd_ssl.encoders import build_backbone, stage_taps
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.mgd import MGD
 from mgd_ssl.runtime import Runtime
 from mgd_ssl.taps import FeatureTaps
 
-Timed = Callable[[Callable[[], object], Runtime], float]
+QUEUES = (4096, 262_144)  # sizes compared
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int, timed: Timed, runtime: Runtime) -> dict[str, float]:
+def interleaved(work: dict[str, Callable[[], object]], rounds: int, runtime: Runtime) -> dict[str, float]:
     """Median seconds of each, run one after the other, round by round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(1 + rounds):
@@ -37,9 +39,8 @@ def stage_shapes(arch: str, image_size: int) -> list[tuple[int, int, int]]:
 
 
 def distillation(
-    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, compiled: bool, timed: Timed,
-    runtime: Runtime,
-) -> dict[str, float]:  # fmt: skip
+    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, compiled: bool, runtime: Runtime
+) -> dict[str, float]:
     """The distillation loss, forward and backward, against reading each map once and writing the gradients once.
 
     Returns:
@@ -67,7 +68,7 @@ def distillation(
     num_bytes = sum(m.nbytes for m in teacher_maps) + 2 * sum(m.nbytes for m in student_maps)
     half = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=runtime.device)
     other = torch.empty_like(half)
-    seconds = interleaved({"loss": loss, "floor": lambda: other.copy_(half)}, rounds, timed, runtime)
+    seconds = interleaved({"loss": loss, "floor": lambda: other.copy_(half)}, rounds, runtime)
     return {
         "distillation_ms": round(1000 * seconds["loss"], 3),
         "distillation_floor_ms": round(1000 * seconds["floor"], 3),
@@ -76,30 +77,42 @@ def distillation(
     }
 
 
-def logits(batch_size: int, sizes: tuple[int, ...], rounds: int, timed: Timed, runtime: Runtime) -> dict[int, float]:
-    """Seconds of comparing queries with a queue, loss and gradient, for queues of several sizes and nothing else."""
+def queue_cost(config: BenchConfig, runtime: Runtime) -> dict[str, float]:
+    """What a large queue adds to a step beside what it adds to the comparison with it alone."""
+    small, large = QUEUES
+    work: dict[str, Callable[[], object]] = {}
+    for size in QUEUES:
+        size -= size % config.batch_size
+        work[f"step {size}"] = training_step(config.model_copy(update={"queue_size": size}), runtime)
+        work[f"logits {size}"] = comparison(config.batch_size, size, runtime)
+    step_small, logits_small, step_large, logits_large = interleaved(work, config.rounds, runtime).values()
+    return {
+        f"step_ms_added_by_queue_{large}_over_{small}": round(1000 * (step_large - step_small), 2),
+        f"logits_ms_added_by_queue_{large}_over_{small}": round(1000 * (logits_large - logits_small), 2),
+    }
+
+
+def comparison(batch_size: int, queue_size: int, runtime: Runtime) -> Callable[[], None]:
+    """Logits of a batch of queries against a queue, their loss and its gradient."""
     q = torch.randn(batch_size, 128, device=runtime.device, requires_grad=True)
+    own = torch.randn(batch_size, 1, device=runtime.device)
+    queue = torch.randn(128, queue_size, device=runtime.device)
     labels = torch.zeros(batch_size, dtype=torch.long, device=runtime.device)
 
-    def compare(queue: Tensor) -> None:
-        products = torch.cat([q.sum(dim=1, keepdim=True), q @ queue], dim=1)
-        F.cross_entropy(products.div_(0.2), labels).backward()
+    def compare() -> None:
+        logits = torch.cat([own, q @ queue], dim=1).div_(0.2)  # [N, 1 + K]
+        F.cross_entropy(logits, labels).backward()
         q.grad = None
 
-    queues = {size: torch.randn(128, size, device=runtime.device) for size in sizes}
-    work: dict[str, Callable[[], object]] = {
-        str(size): lambda queue=queue: compare(queue)  # type: ignore[misc]
-        for size, queue in queues.items()
-    }
-    return {int(size): seconds for size, seconds in interleaved(work, rounds, timed, runtime).items()}
+    return compare
 
 
 def matching(
-    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, timed: Timed, runtime: Runtime
+    student: str, teacher: str, batch_size: int, image_size: int, rounds: int, runtime: Runtime
 ) -> dict[str, float]:
     """Images per second of a matching update: both networks, and the costs of all pairs of channels."""
     update, forward = matching_work(student, teacher, batch_size, image_size, runtime)
-    seconds = interleaved({"update": update, "forward": forward}, rounds, timed, runtime)
+    seconds = interleaved({"update": update, "forward": forward}, rounds, runtime)
     return {
         "matching_images_per_second": round(batch_size / seconds["update"], 1),
         "matching_over_forward": round(seconds["update"] / seconds["forward"], 2),

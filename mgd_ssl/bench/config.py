@@ -1,0 +1,36 @@
+"""Settings of the benchmark."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mgd_ssl.config import RuntimeConfig, Settings
+
+
+class BenchConfig(Settings):
+    """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
+
+    student: str = "resnet18"
+    """Architecture that is trained."""
+    teacher: str = "resnet50"
+    """Architecture that teaches; its weights are random here."""
+    image_size: int = Field(64, ge=32)
+    """Edge of an image in pixels."""
+    batch_size: int = Field(32, ge=2)
+    """Images in a step."""
+    queue_size: int = Field(65536, ge=2)
+    """Negative keys; a multiple of the batch size."""
+    rounds: int = Field(10, ge=1)
+    """Rounds counted; in each, step and bare networks run one after the other."""
+    warmup: int = Field(2, ge=1)
+    """Rounds not counted."""
+    runtime: RuntimeConfig = RuntimeConfig(threads=1)
+    views: bool = True
+    """Also measure the views, and say how many cores it takes to feed the step."""
+    memory: bool = True
+    """Also measure the peak memory of step, bare networks and published step, in processes of their own."""
+    parts: bool = True
+    """Also measure the distillation loss, the queue and the matching costs against what they cannot do without."""
+    only: Literal["views", "step", "bare", "published"] | None = None
+    """views: measure nothing else, within a minute. step, bare or published: run one of the three alone and print its
+    peak memory; used by `memory`."""
