@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.bench.parts import distillation, matching, queue_cost
+from mgd_ssl.bench.parts import distillation, matching, order_cost, queue_cost
 from mgd_ssl.bench.step import bare_networks, memory, peak_memory, published_step, timed, training_step, view_rows
 from mgd_ssl.bench.views import handover, measure_views
 from mgd_ssl.config import DataConfig, parse
@@ -145,6 +145,7 @@ def parts(config: BenchConfig) -> dict[str, Any]:
             **distillation(*sizes, config.runtime.compile, runtime),
             **queue_cost(config, runtime),
             **matching(*sizes, runtime),
+            **order_cost(config.batch_size),
         }
 
 

@@ -1,6 +1,7 @@
 """Parts of a training step against what they cannot do without: the bytes of the maps, the product with the queue."""
 
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mgd_ssl.bench.config import BenchConfig
 from mgd_ssl.bench.step import timed, training_step
+from mgd_ssl.data import TrainingOrder
 from mgd_ssl.encoders import build_backbone, stage_taps
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.mgd import MGD
@@ -105,6 +107,21 @@ def comparison(batch_size: int, queue_size: int, runtime: Runtime) -> Callable[[
         q.grad = None
 
     return compare
+
+
+def order_cost(batch_size: int) -> dict[str, float]:
+    """Microseconds a step of drawing the order of an epoch, for few and for many images."""
+    found = {}
+    for num_images in (1000, 1_000_000):
+        epochs = max(3, 100_000 // num_images)
+        order = TrainingOrder(num_images, batch_size, epochs, 0, 0, 0, 1)
+        started = time.perf_counter()
+        for _ in order.parts():
+            pass
+        found[f"order_us_per_step_of_{num_images}_images"] = round(
+            1e6 * (time.perf_counter() - started) / len(order), 1
+        )
+    return found
 
 
 def matching(
