@@ -201,6 +201,7 @@ def _in_own_process(config: BenchConfig, name: str) -> dict[str, float]:
         f"--runtime.device={runtime.device}",
         f"--runtime.precision={runtime.precision}",
         f"--runtime.threads={runtime.threads}",
+        "--runtime.compile" if runtime.compile else "--runtime.no-compile",
     ]
     command = [sys.executable, "-m", "mgd_ssl.cli", "bench", "--only", name, *flags]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
