@@ -1,5 +1,6 @@
 """Shared fixtures: few threads, small image folders, thin settings."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # tests run side by side on few cores
+os.environ.setdefault("MGD_SSL_CORES", "1")  # and so do the runs they start
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 36)) -> list[Path]:

@@ -314,6 +314,7 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
 @pytest.mark.parametrize("reducer", ["amp", "max", "mean", "sparse"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_compiled_loss_is_the_eager_one(reducer: str, layout: torch.memory_format) -> None:
+    torch._dynamo.reset()  # of what other tests have compiled
     torch.manual_seed(0)
     eager = MGD([6, 10], [24, 33], [-torch.rand(24), -torch.rand(33)], reducer=reducer)
     eager.rematch([torch.rand(6, 24), torch.rand(10, 33)])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partialmethod
@@ -24,7 +25,7 @@ from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog
 from mgd_ssl.mgd import MGD
 from mgd_ssl.pretrain import build_method
-from mgd_ssl.runtime import AUTOCAST, Runtime
+from mgd_ssl.runtime import AUTOCAST, Runtime, cores
 from mgd_ssl.skipped import SkippedFiles
 from tests.runs import flags, rows, steps_saved, tiny, trained_teacher
 
@@ -339,3 +340,14 @@ def test_weights_that_are_not_finite_are_never_saved(image_folder: Path, tmp_pat
     with RunLog(tmp_path / "log", 3, 0) as log, pytest.raises(TrainingError, match="weights after step 1"):
         trainer.save(log)
     assert not trainer.checkpoints.paths()
+
+
+# cores
+
+
+def test_a_launcher_may_say_how_many_cores_a_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MGD_SSL_CORES", "5")
+    assert cores(4) == 5
+    monkeypatch.delenv("MGD_SSL_CORES")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert [cores(count) for count in (1, 4, 5, 100)] == [12, 3, 2, 1]

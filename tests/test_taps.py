@@ -139,6 +139,7 @@ def test_a_tapped_module_that_is_not_called_is_an_error() -> None:
 
 
 def test_compiled_network_gives_the_same_maps_and_gradients() -> None:
+    torch._dynamo.reset()  # of what other tests have compiled
     torch.manual_seed(0)
     images = torch.randn(2, 3, 8, 8)
     eager = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), BasicBlock(4, 4))
