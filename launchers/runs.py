@@ -81,7 +81,11 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
     """A row a run; Slurm is asked once for all of them."""
     newest = {run: newest_of_each_command(run) for run in runs}
     ids = [records.submission().job_id for by_command in newest.values() for records in by_command.values()]
-    known = states([job_id for job_id in ids if job_id])
+    try:
+        known = states([job_id for job_id in ids if job_id])
+    except UserError as error:  # a copy of the runs can be looked at anywhere
+        print(f"mgd-ssl: {error} (states are those the runs recorded)", file=sys.stderr)
+        known = {}
     return [row(run, name, newest[run], known) for run, name in zip(runs, short_names(runs), strict=True)]
 
 
@@ -132,7 +136,7 @@ def state_of(run: Path, records: Records | None, state: State) -> str:
     if state is not UNKNOWN and state.name not in ("COMPLETED", "FAILED"):
         return state.name.lower().replace("_", " ")
     if end is None:
-        return "killed"
+        return "killed" if records.attempts() else "did not start"
     return {0: "finished", INTERRUPTED: "stopped"}.get(end.code, f"failed, code {end.code}")
 
 
