@@ -1,6 +1,7 @@
 """`mgd-ssl runs RUN...`: a table of runs and their jobs."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mgd_ssl.errors import INTERRUPTED, UserError
 from mgd_ssl.pretrain import in_use
 from mgd_ssl.report.runs import short_names
 
+NO_NEWS = re.compile("submitit INFO|srun: launch/|srun: error: .* Exited with exit code")  # after the line that counts
 TAIL = 65536  # bytes of a log in which its last line is looked for
 
 
@@ -101,7 +103,8 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
     records = newest.get("pretrain")
     state = state_of(run, records, by_command.pop("pretrain", UNKNOWN))
-    following = [f"{word} {alive(state)}" for word, state in by_command.items() if state.alive]
+    evaluations = {word: alive(now) if now.alive else ended(newest[word], now) for word, now in by_command.items()}
+    following = [f"{word} {now}" for word, now in evaluations.items() if now != "finished"]
     logs = [Path(log) for one in newest.values() for log in reversed(one.submission().logs)]
     return Row(
         name,
@@ -128,8 +131,11 @@ def state_of(run: Path, records: Records | None, state: State) -> str:
         return "running"
     if (run / "result.json").is_file():
         return "finished"
-    if records is None:
-        return "stopped"
+    return "stopped" if records is None else ended(records, state)
+
+
+def ended(records: Records, state: State) -> str:
+    """What became of a job that is over."""
     end, failures = records.end(), records.failures()
     if failures:
         return f"failed, code {failures[0].code}"
@@ -161,7 +167,7 @@ def last_line(logs: Sequence[Path]) -> str:
     with newest.open("rb") as file:
         file.seek(max(0, newest.stat().st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()
-    lines = [line for line in lines if line.strip() and not line.startswith("submitit INFO")]
+    lines = [line for line in lines if line.strip() and not NO_NEWS.match(line)]
     return lines[-1] if lines else ""
 
 
