@@ -104,11 +104,13 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
     records = newest.get("pretrain")
     state = state_of(run, records, by_command.pop("pretrain", UNKNOWN))
     evaluations = {word: alive(now) if now.alive else ended(newest[word], now) for word, now in by_command.items()}
-    following = [f"{word} {now}" for word, now in evaluations.items() if now != "finished"]
+    told = [f"{word} {now}" for word, now in evaluations.items() if now != "finished"]
+    if records is not None or (run / "config.json").is_file():
+        told.insert(0, state)
     logs = [Path(log) for one in newest.values() for log in reversed(one.submission().logs)]
     return Row(
         name,
-        "; ".join([state, *following]),
+        "; ".join(told) or "finished",
         train.get("epoch"),
         train.get("loss"),
         knn.get("top1"),

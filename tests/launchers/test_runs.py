@@ -14,7 +14,7 @@ import pytest
 from launchers import states, task
 from launchers.outcome import killed_ranks, outcome
 from launchers.records import Attempt, End, Failure, Records, Submission
-from launchers.runs import main, read_rows
+from launchers.runs import main, read_rows, row
 from launchers.states import UNKNOWN, State
 from mgd_ssl import pretrain
 from mgd_ssl.errors import UserError
@@ -217,6 +217,24 @@ def test_the_table_tells_of_runs_with_and_without_jobs(
     assert (second["run"], second["state"], second["epoch"]) == ("waiting", "did not start", None)
     assert main([str(finished), str(waiting)]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_the_table_tells_of_evaluations(tmp_path: Path) -> None:
+    known = {"1": State("COMPLETED"), "2": State("FAILED"), "3": State("PENDING", "Priority")}
+    knn, linear = Records.new(tmp_path, "_knn"), Records.new(tmp_path, "_linear")
+    newest = {"knn": knn, "linear": linear}
+    for job_id, (command, records) in enumerate(newest.items(), start=1):
+        records.write(Submission("slurm", [command], str(job_id), 1, []))
+        records.write(Attempt(0, ["n"], []))
+    knn.write(End(0, 0, requeued=False))
+    linear.write(failure(0, "ValueError", 1.0))
+    assert row(tmp_path, "x", newest, known).state == "linear failed, code 1"
+    (tmp_path / "config.json").write_text("{}")  # and there is a run, which no launcher started
+    assert row(tmp_path, "x", newest, known).state == "stopped; linear failed, code 1"
+    (tmp_path / "config.json").unlink()
+    assert row(tmp_path, "x", {"knn": knn}, known).state == "finished"
+    linear.write(Submission("slurm", ["linear"], "3", 1, []))
+    assert row(tmp_path, "x", newest, known).state == "linear pending (Priority)"
 
 
 def hold_lock(path: Path, ready: Any, leave: Any) -> None:
