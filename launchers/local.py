@@ -47,11 +47,12 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=config.restarts,
+        signals_to_handle="SIGTERM,SIGINT,SIGQUIT",  # not SIGHUP, which would undo nohup
     )
     args = ["-u", "-m", "launchers.process", str(records.folder), *command]
     children: Mapping[int, ProcessFailure] = {}
     try:
-        with user_signal_as_sigterm():
+        with as_sigterm(signal.SIGUSR2, signal.SIGHUP):
             elastic_launch(elastic, sys.executable)(*args)
     except SignalException:
         pass
@@ -86,14 +87,21 @@ def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> O
 
 
 @contextmanager
-def user_signal_as_sigterm() -> Iterator[None]:
-    """Inside the block SIGUSR2, which torch's launcher would die of, is passed on to the processes as SIGTERM."""
+def as_sigterm(*numbers: signal.Signals) -> Iterator[None]:
+    """Inside the block signals that would end this process at once have the processes save and stop, as SIGTERM does.
+
+    Those that are ignored, as SIGHUP under nohup, stay so.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGUSR2, pass_on)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number in numbers if previous[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, pass_on)
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR2, previous)
+        for number in heard:
+            signal.signal(number, previous[number])

@@ -1,8 +1,11 @@
 """The training loop: what it trains, what it leaves alone, and how it stops."""
 
 import hashlib
+import io
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partialmethod
@@ -21,7 +24,7 @@ from mgd_ssl.data import PretrainBatch, TrainingOrder, TwoViews, batches, view_p
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
-from mgd_ssl.log import RunLog
+from mgd_ssl.log import RunLog, logger
 from mgd_ssl.mgd import MGD
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import AUTOCAST, Runtime
@@ -330,3 +333,26 @@ def test_weights_that_are_not_finite_are_never_saved(image_folder: Path, tmp_pat
     with RunLog(tmp_path / "log", 3, 0) as log, pytest.raises(TrainingError, match="weights after step 1"):
         trainer.save(log)
     assert not trainer.checkpoints.paths()
+
+
+class Closed(io.StringIO):
+    """A terminal or a pipe nobody reads any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError()])
+def test_messages_that_nobody_reads_do_not_end_the_training(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)  # rich puts the null device in place of a closed stdout
+    monkeypatch.setattr(sys, "stderr", Closed(error))
+    with RunLog(tmp_path, 3, 0):
+        logger.info("one")
+        logger.info("two")
+    assert [line[-3:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["one", "two"]
