@@ -73,13 +73,17 @@ def follow(jobs: Sequence[Job]) -> int:
 
 def patient_states(job_ids: Sequence[str]) -> dict[str, State]:
     """States of jobs, asked for again while the controller is away."""
-    deadline = time.monotonic() + CONTROLLER_AWAY
+    asked = time.monotonic()
+    told = False
     while True:
         try:
             return states(job_ids)
-        except UserError:
-            if time.monotonic() > deadline:
+        except UserError as error:
+            if time.monotonic() - asked > CONTROLLER_AWAY:
                 raise
+            if not told:
+                print(f"mgd-ssl: {error} Asking on", file=sys.stderr)
+                told = True
             time.sleep(10 * LOOK)
 
 

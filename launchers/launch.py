@@ -2,9 +2,11 @@
 
 import os
 import shlex
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from launchers import config as settings
 from launchers.config import LocalConfig, SlurmConfig
@@ -12,6 +14,9 @@ from launchers.sweep import Element, read_sweep
 from mgd_ssl.commands import check
 from mgd_ssl.config import PretrainConfig, parse
 from mgd_ssl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from launchers.slurm import Job
 
 USAGE = """usage: mgd-ssl launch local|slurm [OPTIONS] -- COMMAND [COMMAND'S OPTIONS]
 
@@ -39,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     launchers = {"local": local, "slurm": slurm}
     if own[0] not in launchers:
         raise UserError(f"no launcher {own[0]!r}{nearest(own[0], list(launchers))}: choose {', '.join(launchers)}")
+    if not command and not {"-h", "--help"} & set(own):  # before its options are taken for the launcher's
+        raise UserError("there is no command: write it after --, for instance `-- pretrain --config ...`")
     return launchers[own[0]](own[1:], command)
 
 
@@ -64,7 +71,7 @@ def slurm(own: Sequence[str], command: Sequence[str]) -> int:
         commands.append(full)
         runs.append(run)
     chained = [(words[0], [evaluation(words, full, run) for full, run in zip(commands, runs, strict=True)])
-               for words in map(shlex.split, config.then)]  # fmt: skip
+               for words in map(words_of, config.then)]  # fmt: skip
     return submit_all(config, commands, runs, chained)
 
 
@@ -75,46 +82,72 @@ def submit_all(
     chained: Sequence[tuple[str, Sequence[Sequence[str]]]],
 ) -> int:
     """Submit the command and those that follow it; with --wait, see them through."""
-    from launchers.follow import follow
-    from launchers.slurm import batch_script, check_free, submit
+    from launchers.slurm import batch_script, check_free, check_submission, home_of, submit
+    from mgd_ssl.pretrain import JOBS
 
-    name = f"{commands[0][0]}-{(config.out or runs[0]).absolute().name}"
+    folder = (config.out or runs[0]).absolute().name
+    # an evaluation takes one node; a --nodelist of several would have it refused
+    alone = config.model_copy(update={"nodes": 1, "nodelist": config.nodelist if config.nodes == 1 else None})
+    steps = [(config, f"{commands[0][0]}-{folder}", commands)]
+    steps += [(alone, f"{word}-{folder}", evaluations) for word, evaluations in chained]
+    after = "aftercorr" if len(runs) > 1 else "afterok"
     if config.dry_run:
-        print(batch_script(config, name, runs[0].absolute() / "jobs", len(runs)))
-        for full in commands:
-            print(f"# mgd-ssl {shlex.join(full)}")
+        for number, (each, name, lines) in enumerate(steps):
+            print(batch_script(each, name, home_of(runs) / JOBS, len(runs), f"{after}:JOB" if number else None))
+            for full in lines:
+                print(f"# mgd-ssl {shlex.join(full)}")
         return 0
     for run in runs:
         check_free(run)
-    jobs = submit(config, name, commands, runs)
-    for job in jobs:
-        print(f"job {job.job_id}: {job.run}, log {job.log}")
-    all_jobs = list(jobs)
-    main_id = jobs[0].job_id.partition("_")[0]
-    alone = config.model_copy(update={"nodes": 1})
-    for word, evaluations in chained:
-        dependency = f"{'aftercorr' if len(jobs) > 1 else 'afterok'}:{main_id}"
-        after = submit(alone, f"{word}-{name.partition('-')[2]}", evaluations, runs, dependency)
-        for job in after:
-            print(f"job {job.job_id}: {word} of {job.run} once it has finished, log {job.log}")
-        all_jobs += after
+    for each, name, _ in steps:
+        check_submission(batch_script(each, name, home_of(runs), len(runs)))
+    jobs: list[Job] = []
+    for each, name, lines in steps:
+        new = submit(each, name, lines, runs, f"{after}:{jobs[0].number}" if jobs else None)
+        what = f"{lines[0][0]} of " if jobs else "", " once it has finished" if jobs else ""
+        for job in new:
+            print(f"job {job.job_id}: {what[0]}{job.run}{what[1]}, log {job.log}")
+        jobs += new
     if config.wait:
-        return follow(all_jobs)
+        return see_through(jobs)
+    explain(jobs)
+    return 0
+
+
+def see_through(jobs: Sequence["Job"]) -> int:
+    """Follow jobs to their end; who stops looking does not stop them.
+
+    Returns:
+        Their exit code, or what a shell calls the signal that ended the looking.
+    """
+    from launchers.follow import follow
+
+    try:
+        return follow(jobs)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        print(f"mgd-ssl: job {jobs[0].number} goes on, it is only no longer followed", file=sys.stderr)
+        if isinstance(error, BrokenPipeError):  # of `| head`: the interpreter would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        explain(jobs)
+        return 128 + signal.SIGINT
+
+
+def explain(jobs: Sequence["Job"]) -> None:
+    """Say how to look at jobs and how to end them."""
+    runs = list(dict.fromkeys(job.run for job in jobs))
     shown = " ".join(shlex.quote(os.path.relpath(run)) for run in runs[:3]) + (" ..." if len(runs) > 3 else "")
     print(f"follow: tail -F {shlex.quote(jobs[0].log)}")
     print(f"state:  mgd-ssl runs {shown}")
-    print(f"cancel: scancel {main_id}")
-    return 0
+    print(f"cancel: scancel {jobs[0].number}")
 
 
 def with_out(command: Sequence[str], out: Path | None) -> tuple[list[str], Path]:
     """The checked command with its --out, and that folder.
 
     Raises:
-        UserError: when there is no command, its settings are not valid, or there are two different --out.
+        UserError: when its settings are not valid, or there are two different --out.
     """
-    if not command:
-        raise UserError("there is no command: write it after --, for instance `-- pretrain --config ...`")
     full = list(command)
     given = any(word == "--out" or word.startswith("--out=") for word in full)
     if out is not None and not given:
@@ -123,6 +156,21 @@ def with_out(command: Sequence[str], out: Path | None) -> tuple[list[str], Path]
     if out is not None and run.absolute() != out.absolute():
         raise UserError(f"--out is {out} before the -- and {run} after it: leave one of them out")
     return full, run
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a --then.
+
+    Raises:
+        UserError: when there are none, or a quote is left open.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"--then {line!r} cannot be read ({error}): close the quotes") from error
+    if not words:
+        raise UserError("--then is empty: choose linear or knn")
+    return words
 
 
 def evaluation(words: Sequence[str], pretraining: Sequence[str], run: Path) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,11 +48,12 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=config.restarts,
+        signals_to_handle="SIGTERM,SIGQUIT",  # the others are passed on
     )
     args = ["-u", "-m", "launchers.process", str(records.folder), *command]
     children: Mapping[int, ProcessFailure] = {}
     try:
-        with user_signal_as_sigterm():
+        with as_sigterm(signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
             elastic_launch(elastic, sys.executable)(*args)
     except SignalException:
         pass
@@ -82,18 +84,38 @@ def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> O
         return Outcome(failures[0].code, cause(failures[0], num_tasks))
     if children:
         return Outcome(1, f"mgd-ssl: rank {min(children)} ended without a word: start the command without a launcher")
-    return Outcome(INTERRUPTED, "mgd-ssl: stopped before anything was to be saved: the same command starts again")
+    return Outcome(
+        INTERRUPTED, "mgd-ssl: stopped without saving: the same command continues from what was saved before"
+    )
+
+
+def kill_children() -> None:
+    """End the processes at once; they lie in sessions of their own, where no Ctrl-C reaches them."""
+    for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager
-def user_signal_as_sigterm() -> Iterator[None]:
-    """Inside the block SIGUSR2, which torch's launcher would die of, is passed on to the processes as SIGTERM."""
+def as_sigterm(*numbers: signal.Signals) -> Iterator[None]:
+    """Inside the block these signals have the processes save and stop, as SIGTERM does; a second Ctrl-C does not wait.
+
+    Those that are ignored, as SIGHUP under nohup, stay so.
+    """
+    seen: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(number)  # before torch's handler raises in here
+        if seen.count(signal.SIGINT) > 1:
+            kill_children()
+        elif len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGUSR2, pass_on)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number in numbers if previous[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, pass_on)
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR2, previous)
+        for number in heard:
+            signal.signal(number, previous[number])

@@ -48,15 +48,21 @@ def outcome(records: Records, state: State) -> Outcome:
     killed = killed_ranks(records)
     if failures and not (failures[0].connection and killed):
         return Outcome(failures[0].code, cause(failures[0], submission.num_tasks))
+    if state.name == "CANCELLED" and not records.attempts():
+        return Outcome(INTERRUPTED, f"mgd-ssl: job {submission.job_id} was cancelled before it started")
     if state.name in SLURM_ENDS:
         code, told = SLURM_ENDS[state.name]
         return Outcome(code, f"mgd-ssl: job {submission.job_id} {told}")
     if killed:
         return Outcome(1, f"mgd-ssl: {killed}: out of memory, or killed from outside? The last checkpoint stays")
-    if end is not None:
+    if end is not None and not (end.requeued and state.name == "FAILED"):  # else the next start never got as far
         return Outcome(end.code, f"mgd-ssl: {end.told}")
     log, last = submission.logs[-1], "\n".join(_newest_lines(records)[-LAST_LINES:])
     told = f"mgd-ssl: job {submission.job_id} ended as {state.name} without a word from the command: see {log}"
+    if not records.attempts():
+        told = (
+            f"mgd-ssl: job {submission.job_id} ended as {state.name} before the command started: see {log}, and --setup"
+        )
     return Outcome(1, f"{told}, which ends\n{last}" if last else told)
 
 

@@ -103,7 +103,11 @@ class Records:
         return sorted(found, key=lambda records: records.submission().submitted)
 
     def write(self, record: Submission | Attempt | End | Failure) -> None:
-        """Save a record, whole or not at all."""
+        """Save a record, whole or not at all.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
         match record:
             case Submission():
                 name = "submission"
@@ -113,7 +117,10 @@ class Records:
                 name = f"end_{n}"
             case Failure(number=n, rank=r):
                 name = f"failure_{n}_rank{r}"
-        write_whole(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1).encode())
+        try:
+            write_whole(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1).encode())
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): make room") from error
 
     def submission(self) -> Submission:
         """How it was submitted.

@@ -1,6 +1,7 @@
 """`mgd-ssl runs RUN...`: a table of runs and their jobs."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mgd_ssl.errors import INTERRUPTED, UserError
 from mgd_ssl.pretrain import in_use
 from mgd_ssl.report.runs import short_names
 
+NO_NEWS = re.compile("submitit INFO|srun: launch/|srun: error: .* Exited with exit code")  # after the line that counts
 TAIL = 65536  # bytes of a log in which its last line is looked for
 
 
@@ -81,7 +83,11 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
     """A row a run; Slurm is asked once for all of them."""
     newest = {run: newest_of_each_command(run) for run in runs}
     ids = [records.submission().job_id for by_command in newest.values() for records in by_command.values()]
-    known = states([job_id for job_id in ids if job_id])
+    try:
+        known = states([job_id for job_id in ids if job_id])
+    except UserError as error:  # a copy of the runs can be looked at anywhere
+        print(f"mgd-ssl: {error} (states are those the runs recorded)", file=sys.stderr)
+        known = {}
     return [row(run, name, newest[run], known) for run, name in zip(runs, short_names(runs), strict=True)]
 
 
@@ -97,11 +103,14 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
     records = newest.get("pretrain")
     state = state_of(run, records, by_command.pop("pretrain", UNKNOWN))
-    following = [f"{word} {alive(state)}" for word, state in by_command.items() if state.alive]
+    evaluations = {word: alive(now) if now.alive else ended(newest[word], now) for word, now in by_command.items()}
+    told = [f"{word} {now}" for word, now in evaluations.items() if now != "finished"]
+    if records is not None or (run / "config.json").is_file():
+        told.insert(0, state)
     logs = [Path(log) for one in newest.values() for log in reversed(one.submission().logs)]
     return Row(
         name,
-        "; ".join([state, *following]),
+        "; ".join(told) or "finished",
         train.get("epoch"),
         train.get("loss"),
         knn.get("top1"),
@@ -124,15 +133,18 @@ def state_of(run: Path, records: Records | None, state: State) -> str:
         return "running"
     if (run / "result.json").is_file():
         return "finished"
-    if records is None:
-        return "stopped"
+    return "stopped" if records is None else ended(records, state)
+
+
+def ended(records: Records, state: State) -> str:
+    """What became of a job that is over."""
     end, failures = records.end(), records.failures()
     if failures:
         return f"failed, code {failures[0].code}"
     if state is not UNKNOWN and state.name not in ("COMPLETED", "FAILED"):
         return state.name.lower().replace("_", " ")
     if end is None:
-        return "killed"
+        return "killed" if records.attempts() else "did not start"
     return {0: "finished", INTERRUPTED: "stopped"}.get(end.code, f"failed, code {end.code}")
 
 
@@ -157,7 +169,7 @@ def last_line(logs: Sequence[Path]) -> str:
     with newest.open("rb") as file:
         file.seek(max(0, newest.stat().st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()
-    lines = [line for line in lines if line.strip() and not line.startswith("submitit INFO")]
+    lines = [line for line in lines if line.strip() and not NO_NEWS.match(line)]
     return lines[-1] if lines else ""
 
 

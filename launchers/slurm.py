@@ -33,6 +33,11 @@ class Job(NamedTuple):
     records: Records
 
     @property
+    def number(self) -> str:
+        """Slurm's number of the job, or of the whole array."""
+        return self.job_id.partition("_")[0]
+
+    @property
     def log(self) -> str:
         """File its messages go to."""
         return self.records.submission().logs[1]
@@ -96,6 +101,12 @@ def batch_script(config: SlurmConfig, name: str, folder: Path, count: int = 1, d
     )
 
 
+def home_of(runs: Sequence[Path]) -> Path:
+    """Where the logs of a job lie, in jobs/: its run, or one folder beside all the runs of an array."""
+    folders = [run.absolute() for run in runs]
+    return Path(os.path.commonpath(folders)) / ".array" if len(folders) > 1 else folders[0]
+
+
 def submit(
     config: SlurmConfig,
     name: str,
@@ -115,13 +126,9 @@ def submit(
     Raises:
         UserError: with sbatch's own words when it refuses; nothing is left behind.
     """
-    folders = [run.absolute() for run in runs]
-    together = Path(os.path.commonpath(folders))
-    check_submission(batch_script(config, name, together, len(runs), dependency))
     suffix = f"_{commands[0][0]}"
-    all_records = [Records.new(folder, suffix) for folder in folders]
-    # an array has one folder for the logs and pickles of all its elements
-    home = Records.new(together / ".array", suffix) if len(runs) > 1 else all_records[0]
+    all_records = [Records.new(run.absolute(), suffix) for run in runs]
+    home = Records.new(home_of(runs), suffix) if len(runs) > 1 else all_records[0]
     tasks = [
         SlurmTask(tuple(command), str(records.folder), config.port)
         for command, records in zip(commands, all_records, strict=True)
@@ -162,6 +169,8 @@ def check_submission(script: str) -> None:
 
 
 REMEDIES = {
+    "contact": "is this cluster up? `scontrol ping` tells",
+    "configuration source": "is this cluster up? `scontrol ping` tells",
     "account": "`sacctmgr show associations user=$USER` lists your accounts",
     "partition": "`sinfo` lists the partitions",
     "qos": "`sacctmgr show qos` lists them",

@@ -84,7 +84,8 @@ def ask(command: Sequence[str]) -> str:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} did not answer within {PATIENCE} s: try again") from error
     if answer.returncode and "Invalid job id" not in answer.stderr:
-        raise UserError(f"{command[0]} failed ({answer.stderr.strip()}): is this cluster up?")
+        said = answer.stderr.strip().splitlines() or [f"code {answer.returncode}"]
+        raise UserError(f"{command[0]} failed ({said[-1].removeprefix(f'{command[0]}: ')}): is this cluster up?")
     return answer.stdout
 
 

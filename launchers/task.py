@@ -51,10 +51,10 @@ def execute(command: Sequence[str], records: Records, place: Place, logs: Sequen
         place: of this process, also in the environment.
         logs: files this process's output goes to.
     """
-    if place.rank == 0:
-        sizes = [log.stat().st_size if log.is_file() else 0 for log in logs]
-        records.write(Attempt(place.attempt, [place.node], sizes))
     try:
+        if place.rank == 0:
+            sizes = [log.stat().st_size if log.is_file() else 0 for log in logs]
+            records.write(Attempt(place.attempt, [place.node], sizes))
         code = run(command[0], command[1:])
         told, number = ("", 0) if code == 0 else (f"{command[0]} ended with code {code}", 0)
     except SystemExit as stop:  # of the parser of the command line, which has told why
@@ -63,12 +63,17 @@ def execute(command: Sequence[str], records: Records, place: Place, logs: Sequen
         code, number = code_of(error), error.signal_number if isinstance(error, Interrupted) else 0
         told = str(error) if isinstance(error, Interrupted | UserError) else traceback.format_exc()
         if not number:
-            known = records.failed_ranks(place.attempt)
-            others = [rank for rank in known if rank != place.rank]
-            records.write(
-                Failure(place.attempt, place.rank, place.node, code, told, connection=peer_gone(error), after=others)
-            )
+            note(records, place, code, told, peer_gone(error))
     return Ending(code, told, number)
+
+
+def note(records: Records, place: Place, code: int, told: str, connection: bool) -> None:
+    """Record the failure of this process; where that fails too, on a full disk for one, the log has it at least."""
+    others = [rank for rank in records.failed_ranks(place.attempt) if rank != place.rank]
+    try:
+        records.write(Failure(place.attempt, place.rank, place.node, code, told, connection, after=others))
+    except UserError:
+        print(f"mgd-ssl: rank {place.rank}: {told}", file=sys.stderr)
 
 
 def peer_gone(error: BaseException) -> bool:

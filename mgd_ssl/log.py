@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,7 +79,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):  # of a terminal that was closed
+                self._live.stop()
         if self.active:
             self._metrics.close()
             self._scalars.close()
@@ -134,7 +135,7 @@ class RunLog:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Messages above the progress bar."""
+    """Messages above the progress bar; that nobody can read them any more does not end the training."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -143,4 +144,5 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         wrap = not self.console.is_terminal  # a file gets whole lines
-        self.console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=wrap)
+        with suppress(OSError, SystemExit):  # the latter is rich's, for a closed pipe
+            self.console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=wrap)

@@ -323,7 +323,7 @@ def in_use(out: Path) -> bool:
     if not (out / ".lock").is_file():
         return False
     question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
-    with (out / ".lock").open("r+") as lock:
+    with (out / ".lock").open() as lock:
         answer = fcntl.fcntl(lock, fcntl.F_GETLK, question)
     return bool(struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK)
 

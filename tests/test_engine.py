@@ -1,9 +1,11 @@
 """The training loop: what it trains, what it leaves alone, and how it stops."""
 
 import hashlib
+import io
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partialmethod
@@ -22,7 +24,7 @@ from mgd_ssl.data import Backend, PretrainBatch, TrainingOrder, TwoViews, batche
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
-from mgd_ssl.log import RunLog
+from mgd_ssl.log import RunLog, logger
 from mgd_ssl.mgd import MGD
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import AUTOCAST, Runtime, cores
@@ -351,3 +353,29 @@ def test_a_launcher_may_say_how_many_cores_a_process_has(monkeypatch: pytest.Mon
     monkeypatch.delenv("MGD_SSL_CORES")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
     assert [cores(count) for count in (1, 4, 5, 100)] == [12, 3, 2, 1]
+
+
+# messages
+
+
+class Closed(io.StringIO):
+    """A terminal or a pipe nobody reads any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError()])
+def test_messages_that_nobody_reads_do_not_end_the_training(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)  # rich puts the null device in place of a closed stdout
+    monkeypatch.setattr(sys, "stderr", Closed(error))
+    with RunLog(tmp_path, 3, 0):
+        logger.info("one")
+        logger.info("two")
+    assert [line[-3:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["one", "two"]

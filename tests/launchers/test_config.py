@@ -97,6 +97,9 @@ def test_out_may_stand_on_either_side() -> None:
     ("argv", "words"),
     [
         (["slurm", "--out", "run"], "there is no command: write it after --"),
+        (["slurm", "--out", "run", "pretrain", "--config", "tiny.toml"], "there is no command: write it after --"),
+        (["slurm", "--then", "", "--out", "run", "--", *PRETRAIN], "--then is empty: choose linear or knn"),
+        (["slurm", "--then", "knn '", "--out", "run", "--", *PRETRAIN], "No closing quotation.*: close the quotes"),
         (["slurm", "--", "report", "run"], "no command 'report'.*choose pretrain, linear, knn"),
         (["slurm", "--", "pretrian"], "no command 'pretrian', did you mean 'pretrain'"),
         (["slrum", "--", "pretrain"], "no launcher 'slrum', did you mean 'slurm'"),
@@ -181,6 +184,22 @@ def test_an_array_needs_a_setting_that_exists(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["slurm", "--array", str(path), "--out", str(tmp_path / "runs"), "--", *PRETRAIN])
     assert "--sede" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_array_and_what_follows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # it needs no Slurm
+    path, runs = tmp_path / "sweep.toml", tmp_path / "runs"
+    path.write_text("seed = [0, 1]\n")
+    words = ["slurm", "--dry-run", "--nodes", "2", "--nodelist", "n1,n2", "--array", str(path), "--out", str(runs)]
+    assert main([*words, "--then", "knn --data images", "--", *PRETRAIN]) == 0
+    first, second = map(options, capsys.readouterr().out.split("#!/bin/bash")[1:])
+    assert first["error"] == f"{runs}/.array/jobs/%A_%a_0_log.err"
+    assert (first["array"], first["nodes"], first["nodelist"]) == ("0-1%2", "2", "n1,n2")
+    assert (second["array"], second["nodes"], second["dependency"]) == ("0-1%2", "1", "aftercorr:JOB")
+    assert "nodelist" not in second and "dependency" not in first
+    assert not runs.exists()
 
 
 def test_the_script_runs_this_python(tmp_path: Path) -> None:

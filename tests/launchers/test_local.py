@@ -48,7 +48,7 @@ def held(folder: Path, step: int, process: ForkServerProcess) -> list[int]:
     return [int(file.read_text()) for file in files]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP])
 def test_a_signal_saves_and_the_same_command_continues(
     number: signal.Signals, start: Start, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -4,16 +4,17 @@ import fcntl
 import json
 import multiprocessing
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launchers import states
+from launchers import states, task
 from launchers.outcome import killed_ranks, outcome
 from launchers.records import Attempt, End, Failure, Records, Submission
-from launchers.runs import main, read_rows
+from launchers.runs import main, read_rows, row
 from launchers.states import UNKNOWN, State
 from mgd_ssl import pretrain
 from mgd_ssl.errors import UserError
@@ -103,6 +104,31 @@ def test_a_finished_job_is_finished_whatever_slurm_calls_it(records: Records) ->
         assert outcome(records, State(name)) == (0, "finished")
 
 
+def test_a_start_that_never_reached_the_command_is_not_told_as_the_end_before_it(records: Records) -> None:
+    records.write(End(0, 75, requeued=True, told="stopped by SIGUSR2"))
+    assert "without a word" in outcome(records, State("FAILED")).told  # a setup line, the second time
+    assert "stopped by SIGUSR2" in outcome(records, UNKNOWN).told
+
+
+def test_a_job_that_never_started(tmp_path: Path) -> None:
+    records = Records.new(tmp_path)
+    records.write(Submission("slurm", ["knn"], "14", 1, [str(tmp_path / "log.err")]))
+    assert outcome(records, State("CANCELLED")) == (75, "mgd-ssl: job 14 was cancelled before it started")
+    assert re.search("before the command started: see .*log.err, and --setup", outcome(records, State("FAILED")).told)
+
+
+def test_a_failure_that_cannot_be_recorded_is_printed(
+    records: Records, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, args: list[str]) -> int:
+        shutil.rmtree(records.folder)
+        raise ArithmeticError("of the command")
+
+    monkeypatch.setattr(task, "run", fail)
+    assert task.execute(["knn"], records, task.Place(3, 4, 1, 2, "n2", 0)).code == 1
+    assert re.search("rank 3: Traceback.*ArithmeticError: of the command", capsys.readouterr().err, re.DOTALL)
+
+
 def test_records_survive_a_round_trip(records: Records) -> None:
     written = Failure(0, 7, "n", 3, "told", connection=True, after=[1, 2])
     records.write(written)
@@ -165,6 +191,16 @@ def test_a_forgotten_job_without_accounting_is_unknown(monkeypatch: pytest.Monke
 # the table
 
 
+def test_the_table_needs_no_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    Records.new(run).write(Submission("slurm", ["pretrain"], "14", 1, []))
+    monkeypatch.setenv("PATH", "")
+    assert read_rows([run])[0].state == "did not start"
+    assert "squeue is not on the PATH" in capsys.readouterr().err
+
+
 def test_the_table_tells_of_runs_with_and_without_jobs(
     small_settings: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,9 +214,27 @@ def test_the_table_tells_of_runs_with_and_without_jobs(
     last = [row for row in rows if row["kind"] == "train"][-1]
     assert (first["run"], first["state"], first["epoch"], first["loss"]) == ("finished", "finished", 2, last["loss"])
     assert "student's backbone" in first["last_line"]
-    assert (second["run"], second["state"], second["epoch"]) == ("waiting", "killed", None)
+    assert (second["run"], second["state"], second["epoch"]) == ("waiting", "did not start", None)
     assert main([str(finished), str(waiting)]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_the_table_tells_of_evaluations(tmp_path: Path) -> None:
+    known = {"1": State("COMPLETED"), "2": State("FAILED"), "3": State("PENDING", "Priority")}
+    knn, linear = Records.new(tmp_path, "_knn"), Records.new(tmp_path, "_linear")
+    newest = {"knn": knn, "linear": linear}
+    for job_id, (command, records) in enumerate(newest.items(), start=1):
+        records.write(Submission("slurm", [command], str(job_id), 1, []))
+        records.write(Attempt(0, ["n"], []))
+    knn.write(End(0, 0, requeued=False))
+    linear.write(failure(0, "ValueError", 1.0))
+    assert row(tmp_path, "x", newest, known).state == "linear failed, code 1"
+    (tmp_path / "config.json").write_text("{}")  # and there is a run, which no launcher started
+    assert row(tmp_path, "x", newest, known).state == "stopped; linear failed, code 1"
+    (tmp_path / "config.json").unlink()
+    assert row(tmp_path, "x", {"knn": knn}, known).state == "finished"
+    linear.write(Submission("slurm", ["linear"], "3", 1, []))
+    assert row(tmp_path, "x", newest, known).state == "linear pending (Priority)"
 
 
 def hold_lock(path: Path, ready: Any, leave: Any) -> None:
