@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -40,6 +41,9 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
     # a store that outlives a restart would hand the new processes the addresses of the old ones
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say ourselves what failed
+    # the other signals are passed on; older versions of torch have no such setting, and take them all
+    told = "signals_to_handle" in LaunchConfig.__dataclass_fields__
+    signals: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGQUIT"} if told else {}
     elastic = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,7 +52,7 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=config.restarts,
-        signals_to_handle="SIGTERM,SIGQUIT",  # the others are passed on
+        **signals,
     )
     args = ["-u", "-m", "launchers.process", str(records.folder), *command]
     children: Mapping[int, ProcessFailure] = {}
