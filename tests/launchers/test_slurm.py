@@ -76,7 +76,9 @@ def time_limit(job: Job) -> None:
 def preempt(job: Job) -> None:
     """Another job takes the nodes, until this one has given them up."""
     starts = job.starts
-    other = slurm("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 600")
+    other = slurm(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
+    )
     wait_for(lambda: state(other) == "RUNNING")
     slurm("scancel", other)
     started_again(job, starts)
