@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
