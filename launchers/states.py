@@ -44,9 +44,8 @@ def states(job_ids: Sequence[str]) -> dict[str, State]:
     """
     if not job_ids:
         return {}
-    found: dict[str, State] = {}
-    for job_id in {job_id.partition("_")[0] for job_id in job_ids}:  # one unknown number would hide the others
-        found |= _rows(["squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", "--format=%i|%T|%r|%N"])
+    numbers = ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+    found = _rows(["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--format=%i|%T|%r|%N"])
     if forgotten := [job_id for job_id in job_ids if job_id not in found]:
         found |= _accounted(forgotten)
     return {job_id: found.get(job_id, UNKNOWN) for job_id in job_ids}
