@@ -1,6 +1,7 @@
 """Settings of the launchers, and the batch script made of them."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,20 @@ def test_a_dry_run_shows_the_array_and_what_follows_it(
 
 def test_the_script_runs_this_python(tmp_path: Path) -> None:
     assert f"{sys.executable} -u -m submitit.core._submit {tmp_path}" in batch_script(SlurmConfig(), "n", tmp_path)
+
+
+def test_the_commands_in_the_docs_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "cluster.md"
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    lines = re.findall(r"^    mgd-ssl launch (slurm .*)$", text, re.MULTILINE)
+    assert len(lines) == 2
+    (tmp_path / "imagenet" / "val").mkdir(parents=True)
+    (tmp_path / "seeds.toml").write_text("seed = [0, 1, 2]\n")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = shlex.split(line)
+        assert main([words[0], "--dry-run", *words[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("#!/bin/bash") == 1 + 3 and printed.count("# mgd-ssl pretrain") == 1 + 3
