@@ -27,7 +27,7 @@ COMMANDS = {
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.report", "write an HTML report on runs, side by side"),
-    "bench": Command("mgd_ssl.bench", "measure the training step against the bare networks"),
+    "bench": Command("mgd_ssl.bench", "measure the training step, its parts and the views, and say what limits a run"),
 }
 
 
