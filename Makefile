@@ -1,17 +1,21 @@
 # make demo   set up, then run the main job on an image set made on the spot
 # make test   set up, then run the tests
+# make faults the faults that are put in on purpose, many more of them: an hour
 # make check  set up, then lint and type-check
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test faults check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: $(VENV)/.installed-dev
+	MGD_FAULTS=20 $(BIN)/python -m pytest -q -rs -n 2 tests/faults
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
