@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -46,7 +47,8 @@ def exit_code(program: Callable[[], int]) -> int:
         return program()
     except (Interrupted, UserError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"mgd-ssl: {error}", file=sys.stderr)
+            with suppress(OSError):  # stderr may be a file on the very disk that is full
+                print(f"mgd-ssl: {error}", file=sys.stderr)
         return code_of(error)
 
 
