@@ -241,6 +241,6 @@ class Writer:
         free = shutil.disk_usage(self.unfinished).free
         if free < num_bytes:
             raise DiskError(
-                f"{self.place.parent} needs {num_bytes / 2**30:.1f} GiB for features but has {free / 2**30:.1f}: "
-                "make room, or choose another --out"
+                f"{self.place} cannot be written (it takes {num_bytes / 2**20:.1f} MiB of features, {free / 2**20:.1f} "
+                f"are free): make room, {ELSEWHERE}"
             )

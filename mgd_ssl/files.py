@@ -78,6 +78,22 @@ def _inodes_left(path: Path) -> int | None:
     return disk.f_ffree if disk.f_files else None
 
 
+def check_place(path: Path) -> None:
+    """Raise what `writing` does, before any work is done, where it is plain that `path` cannot be made; makes nothing.
+
+    Raises:
+        DiskError: when it lies on a disk that is read-only.
+        UserError: when what it lies in is no folder, or one that may not be written to.
+    """
+    above = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
+    with writing(path, ELSEWHERE, at_start=True):
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number))
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write in the block; `path` holds its old content or, after the block, all of the new, even when killed.

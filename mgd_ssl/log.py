@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from mgd_ssl.event_file import EventFile
-from mgd_ssl.files import writing
+from mgd_ssl.files import DiskError, writing
 from mgd_ssl.log_file import LogFile
 from mgd_ssl.metrics import MetricsFile
 from mgd_ssl.runtime import on_rank_zero
@@ -96,10 +96,14 @@ class RunLog:
         path = self.folder / "metrics.jsonl"
         with writing(self.folder / "log.txt"):
             self._file = LogFile(self.folder)
-        with writing(path):
-            self._metrics = MetricsFile(path, self.first_step, self._metrics_bytes)
-        with writing(self.folder / "tensorboard"):
-            self._scalars = EventFile(self.folder / "tensorboard", self.first_step, self._metrics.rows)
+        try:
+            with writing(path):
+                self._metrics = MetricsFile(path, self.first_step, self._metrics_bytes)
+            with writing(self.folder / "tensorboard"):
+                self._scalars = EventFile(self.folder / "tensorboard", self.first_step, self._metrics.rows)
+        except DiskError as error:
+            self._file.end(error)
+            raise
 
     def synced_bytes(self) -> int:
         """Length of metrics.jsonl, which all of survives a power cut now; 0 on other ranks.

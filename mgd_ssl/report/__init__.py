@@ -9,7 +9,7 @@ import tyro
 
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import ELSEWHERE, write_whole, writing
+from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
 from mgd_ssl.report.page import render
 from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.tables import full_frame, markdown, rows, short_frame
@@ -65,6 +65,5 @@ def check_writable(out: Path) -> None:
         raise UserError(f"--out is {out}: give a file name that ends in .html")
     if os.path.isdir(out):  # not Path.is_dir, which raises for some names
         raise UserError(f"{out} is a folder: choose another --out")
-    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{out} cannot be written ({above} is no folder one may write to): choose another --out")
+    if not os.path.exists(out):
+        check_place(out)
