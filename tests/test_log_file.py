@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,6 @@ def test_the_error_of_a_run_is_its_last_words(
         assert lines(tmp_path / "run")[-1].endswith(f"ERROR {error}") and "Traceback" not in text
     else:
         assert "ERROR Traceback (most recent call last)" in text and lines(tmp_path / "run")[-1] == f"KeyError: {error}"
-
-
-Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +119,8 @@ def test_only_the_first_rank_tells(image_folder: Path, tmp_path: Path, monkeypat
 def test_an_evaluation_tells_too(image_folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "checkpoint": weights(tmp_path / "weights.pt"), "data": image_folder, "out": tmp_path / "out", "image_size": 32,
-        "workers": 0, "runtime": {"device": "cpu", "threads": 1}, "protocol": str(write_protocol(tmp_path / "p.toml", BASE)),
+        "workers": 0, "runtime": {"device": "cpu", "threads": 1},
+        "protocol": str(write_protocol(tmp_path / "p.toml", BASE)),
     }  # fmt: skip
     linear(**settings)
     log = tmp_path / "out" / "linear_small_seed0"

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl import pretrain
 from mgd_ssl.log import RunLog
 from mgd_ssl.metrics import MetricsFile
+from tests.runs import tiny
 
 
 def rows(*steps: int) -> list[dict[str, Any]]:
@@ -94,44 +96,31 @@ def test_the_log_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_rows_are_synced_before_the_checkpoint_that_counts_on_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the order of the calls to the system: every checkpoint's bytes were in the file when it was last synced."""
-    synced = {"metrics.jsonl": 0}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    synced, names = [0], list[str]()
     fsync, rename = os.fsync, Path.rename
-    names: list[str] = []
 
     def noted(descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        if path.endswith("metrics.jsonl"):
-            synced["metrics.jsonl"] = os.fstat(descriptor).st_size
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
+            synced.append(os.fstat(descriptor).st_size)
         fsync(descriptor)
 
     def renamed(self: Path, target: Path) -> Path:
-        names.append(target.name)
-        counted = read_bytes_of(self) if target.name.startswith("step_") else os.path.getsize(metrics)
-        assert synced["metrics.jsonl"] == counted > 0
+        if target.name != "config.json":
+            names.append(target.name)
+            is_checkpoint = target.name.startswith("step_")
+            counted = bytes_counted_by(self) if is_checkpoint else os.path.getsize(metrics)
+            assert synced[-1] == counted > 0
         return rename(self, target)
 
-    from tests.conftest import write_images
-    from tests.runs import tiny
-
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    write_images(tmp_path / "images" / "train", 48)
-    settings = tiny(tmp_path / "images", tmp_path / "run")
-    from mgd_ssl import pretrain
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", noted)
-        patch.setattr(
-            Path, "rename", lambda self, to: rename(self, to) if to.name == "config.json" else renamed(self, to)
-        )
-        pretrain(**settings)
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", renamed)
+    pretrain(**tiny(image_folder, tmp_path / "run"))
     assert names == ["step_00000003.pt", "step_00000006.pt", "step_00000009.pt", "encoder.pt", "result.json"]
-    assert Checkpoints(tmp_path / "run" / "checkpoints").paths()
 
 
-def read_bytes_of(checkpoint: Path) -> int:
-    import torch
-
+def bytes_counted_by(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, weights_only=True)["metrics_bytes"])
