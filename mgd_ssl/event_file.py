@@ -26,7 +26,7 @@ class EventFile:
 
     Args:
         folder: of the event files of a run, made if need be.
-        first_step: finished steps of the checkpoint the run continues from; at 0 the earlier files go.
+        first_step: finished steps of the checkpoint the run continues from.
         rows: of metrics.jsonl for that very step, written once more.
 
     Raises:
@@ -35,12 +35,9 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         folder.mkdir(exist_ok=True)
-        earlier = {path: int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
-        if first_step == 0:
-            for path in earlier:
-                path.unlink()
+        earlier = [int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
         # TensorBoard reads the files in the order of their names, and looks for new ones after the newest only
-        number = max([int(time.time()), *(number + 1 for number in earlier.values())])
+        number = max([int(time.time()), *(number + 1 for number in earlier)])
         self._file = Appended(folder / f"events.out.tfevents.{number:010d}.mgd_ssl")
         self._records = RecordWriter(self)
         self._add(Event(step=first_step, file_version="brain.Event:2"))

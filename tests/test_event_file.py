@@ -117,12 +117,10 @@ def test_two_starts_in_a_second_are_read_in_their_order(tmp_path: Path, monkeypa
 
 def test_what_was_logged_before_the_first_checkpoint_is_forgotten(tmp_path: Path) -> None:
     crashed(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
     events = EventFile(tmp_path, 0)
     events.add(row(1, 7.0))
     events.close()
     assert shown(tmp_path) == shown_by_the_server(tmp_path) == {"train/loss": [(1, 7.0)]}
-    assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_run_that_torchs_writer_began_goes_on(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_rows_are_synced_before_the_checkpoint_that_counts_on_them(
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", renamed)
-    pretrain(**tiny(image_folder, tmp_path / "run"))
+    knn = {"train": image_folder / "train", "val": image_folder / "val", "k": 3}
+    pretrain(**tiny(image_folder, tmp_path / "run", knn=knn))  # whose last row follows the last checkpoint
     assert names == ["step_00000003.pt", "step_00000006.pt", "step_00000009.pt", "encoder.pt", "result.json"]
 
 

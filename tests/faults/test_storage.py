@@ -108,29 +108,30 @@ def refuse(writer: object, disk: Disk, fault: str) -> None:
 
 pretrain_module = import_module("mgd_ssl.pretrain")  # the package has a function of that name
 
-WRITERS: dict[str, tuple[Any, str]] = {
-    "metrics.jsonl": (MetricsFile, "write"),
-    "log.txt": (LogFile, "emit"),
-    "TensorBoard": (EventFile, "add"),
-    "checkpoint": (Checkpoints, "save"),
-    "skipped files": (SkippedFiles, "_append"),
-    "encoder.pt": (pretrain_module, "serialised"),
+WRITERS: dict[str, tuple[Any, str, int]] = {  # the last is the call that meets the fault
+    "metrics.jsonl": (MetricsFile, "write", 1),
+    "log.txt": (LogFile, "emit", 1),
+    "TensorBoard at its start": (EventFile, "add", 1),
+    "TensorBoard": (EventFile, "add", 2),
+    "checkpoint": (Checkpoints, "save", 1),
+    "skipped files": (SkippedFiles, "_append", 1),
+    "encoder.pt": (pretrain_module, "serialised", 1),
 }
 
 
-def strike(patch: Patch, writer: str, fault: Callable[[object], None]) -> list[str]:
-    """Have the fault happen right before a writer works for the first time; returns what is filled in when it does."""
-    owner, name = WRITERS[writer]
-    original, struck = getattr(owner, name), list[str]()
+def strike(patch: Patch, writer: tuple[Any, str, int], fault: Callable[[object], None]) -> list[int]:
+    """Have the fault happen right before a call of a writer; returns what the calls are counted in."""
+    owner, name, at = writer
+    original, calls = getattr(owner, name), list[int]()
 
     def struck_before(*args: Any) -> Any:
-        if not struck:
-            struck.append(writer)
+        calls.append(at)
+        if len(calls) == at:
             fault(args[0])
         return original(*args)
 
     patch.setattr(owner, name, struck_before)
-    return struck
+    return calls
 
 
 def one_sentence(code: int, told: str, expected: int = 3) -> str:
@@ -168,12 +169,12 @@ def test_a_run_whose_disk_fails_ends_with_a_sentence_and_its_last_checkpoint(
             refuse(writer, disk, fault)
 
     with Patch.context() as patch:
-        struck = strike(patch, writer, happen)
+        calls = strike(patch, WRITERS[writer], happen)
         capsys.readouterr()
         code = main(["pretrain", *flags(settings_of(images, run))])
     disk.mend()
     told = one_sentence(code, capsys.readouterr().err)
-    assert struck
+    assert calls
     assert f"cannot be written ({reasons[0] if reasons else 'its folder was moved or removed'})" in told
     assert told.endswith(", then run the same command again")
     if fault == "removed":
@@ -271,18 +272,13 @@ LINEAR_WRITERS: dict[str, tuple[Any, str, int]] = {
 def test_an_evaluation_whose_disk_fails_is_a_sentence(
     fault: str, writer: str, disk: Disk, evaluation: dict[str, Any], evaluated: dict[str, bytes], capsys: Captured
 ) -> None:
-    owner, name, at = LINEAR_WRITERS[writer]
-    original, calls = getattr(owner, name), list[int]()
 
-    def struck_before(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == at:
-            disk.fail(fault)
-            refuse(args[0], disk, fault)
-        return original(*args)
+    def happen(writer: object) -> None:
+        disk.fail(fault)
+        refuse(writer, disk, fault)
 
     with Patch.context() as patch:
-        patch.setattr(owner, name, struck_before)
+        strike(patch, LINEAR_WRITERS[writer], happen)
         code = main(["linear", *flags(evaluation)])
     disk.mend()
     told = capsys.readouterr().err
