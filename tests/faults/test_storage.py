@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from launchers.records import Records
 from linear_eval import cache, linear
 from linear_eval.cache import Writer
 from mgd_ssl import Interrupted, pretrain, rematch
@@ -377,6 +378,25 @@ def test_other_commands_on_a_disk_that_fails_are_a_sentence(
     code = main([*commands[what], *own])
     disk.mend()
     assert f"cannot be written ({reason})" in one_sentence(code, capsys.readouterr().err)
+
+
+def test_a_disk_that_fills_after_a_launch_is_told_once(
+    disk: Disk, image_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    """No process can record its start, nor that it failed."""
+    write = Records.write
+
+    def full_after(self: Records, record: Any) -> None:
+        write(self, record)
+        disk.fail("full")
+
+    monkeypatch.setattr(Records, "write", full_after)
+    words = ["launch", "local", "--procs", "1", "--", "pretrain", *flags(tiny(image_folder, disk.folder / "run"))]
+    assert main(words) == 3
+    disk.mend()
+    told = capfd.readouterr().err
+    if disk.mounted:  # else what is told goes to a file, which the limit holds for as well
+        assert "cannot be written (No space left on device): make room" in one_sentence(3, told)
 
 
 # power cuts: files are shorter than the checkpoint says, or end in zeros
