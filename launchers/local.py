@@ -86,6 +86,9 @@ def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> O
         return Outcome(1, f"mgd-ssl: rank {killed[0]} was killed by {name}: the same command continues from before")
     if failures:
         return Outcome(failures[0].code, cause(failures[0], num_tasks))
+    told = [child.exitcode for child in children.values() if child.exitcode in (2, 3)]
+    if told:  # on stderr: the disk that ended it did not take its record
+        return Outcome(told[0], "")
     if children:
         return Outcome(1, f"mgd-ssl: rank {min(children)} ended without a word: start the command without a launcher")
     return Outcome(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launchers.records import End, Records
 from launchers.task import Place, execute
-from mgd_ssl.errors import INTERRUPTED
+from mgd_ssl.errors import INTERRUPTED, exit_code
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,10 +25,16 @@ def main(argv: Sequence[str]) -> int:
     )
     ending = execute(command, records, place)
     if place.rank == 0 and ending.code in (0, INTERRUPTED):
-        records.write(End(place.attempt, ending.code, requeued=False, told=ending.told))
         if ending.code:
             print(f"mgd-ssl: {ending.told}", file=sys.stderr)
+        return exit_code(lambda: end(records, End(place.attempt, ending.code, requeued=False, told=ending.told)))
     return ending.code
+
+
+def end(records: Records, record: End) -> int:
+    """Record the end; returns its code."""
+    records.write(record)
+    return record.code
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import ELSEWHERE, write_whole, writing
 from mgd_ssl.pretrain import JOBS
 
 
@@ -82,9 +82,10 @@ class Records:
 
         Raises:
             UserError: when it cannot be made.
+            DiskError: when the disk does not take it.
         """
         base = f"{datetime.now():%Y%m%d-%H%M%S}{suffix}"
-        try:
+        with writing(run, ELSEWHERE, at_start=True):
             for number in range(1, 100):
                 folder = run / JOBS / (base if number == 1 else f"{base}_{number}")
                 try:
@@ -92,8 +93,6 @@ class Records:
                     return cls(folder)
                 except FileExistsError:
                     continue
-        except OSError as error:
-            raise UserError(f"{run} cannot be written ({error.strerror}): choose another --out") from error
         raise UserError(f"{run / JOBS} is full of submissions of this second: wait for the next one")
 
     @classmethod
@@ -106,7 +105,7 @@ class Records:
         """Save a record, whole or not at all.
 
         Raises:
-            UserError: when it cannot be written.
+            DiskError: when it cannot be written.
         """
         match record:
             case Submission():
@@ -117,10 +116,8 @@ class Records:
                 name = f"end_{n}"
             case Failure(number=n, rank=r):
                 name = f"failure_{n}_rank{r}"
-        try:
+        with writing(self.folder):
             write_whole(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1).encode())
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): make room") from error
 
     def submission(self) -> Submission:
         """How it was submitted.

@@ -19,6 +19,7 @@ from launchers.records import Records, Submission
 from launchers.slurm_task import SlurmTask
 from launchers.states import states
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import writing
 
 # of a launcher around this one: torch would take them for its own
 LEAKED = "MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MGD_SSL_CORES SUBMITIT_PREEMPT_SIGNAL"
@@ -134,7 +135,7 @@ def submit(
         for command, records in zip(commands, all_records, strict=True)
     ]
     try:
-        with clean_env():
+        with clean_env(), writing(home.folder):
             executor = SlurmExecutor(home.folder, max_num_timeout=TIMEOUTS)
             executor.update_parameters(**parameters(config, name, dependency))
             with executor.batch():

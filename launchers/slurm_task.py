@@ -28,7 +28,7 @@ from submitit.helpers import DelayedSubmission
 from launchers.records import End, Records
 from launchers.states import attribute
 from launchers.task import Ending, Place, enter, execute, tell
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import UserError, exit_code
 
 LAST_WORDS = 60.0  # seconds for Slurm to kill what is requeued, or for rank 0 to decide
 
@@ -52,7 +52,8 @@ class SlurmTask:
         environment = submitit.JobEnvironment()
         records, place = Records(Path(self.folder)), place_in(environment)
         bind_cores()
-        enter(place, records, self.port)
+        if code := exit_code(lambda: enter(place, records, self.port)):  # on a full disk
+            raise SystemExit(code)
         paths = environment.paths
         ending = execute(self.command, records, place, [paths.stdout, paths.stderr])
         tell(ending)
@@ -92,7 +93,7 @@ def end_job(job_id: str, ending: Ending, records: Records, place: Place) -> None
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the state is saved, and submitit would requeue it once more
     again = ending.signal_number != 0 and to_be_requeued(job_id, ending.signal_number)
-    records.write(End(place.attempt, ending.code, again, ending.told))
+    exit_code(lambda: records.write(End(place.attempt, ending.code, again, ending.told)))  # not needed to go on
     if not again:
         return
     print(f"mgd-ssl: the job is requeued: {job_id}", file=sys.stderr, flush=True)

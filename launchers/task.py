@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from launchers.records import Attempt, Failure, Records
-from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.commands import run
 from mgd_ssl.errors import Interrupted, TrainingError, UserError, code_of
+from mgd_ssl.files import write_whole, writing
 
 PORTS = range(10_000, 30_000)  # below those the system gives to outgoing connections
 RENDEZVOUS_PATIENCE = 600.0  # seconds the other ranks wait for rank 0's address
@@ -110,10 +110,13 @@ def rendezvous(place: Place, records: Records, port: int | None) -> tuple[str, i
 
     Raises:
         TimeoutError: when rank 0 says nothing.
+        DiskError: on rank 0, when it cannot.
     """
     path = records.folder / f"rendezvous_{place.attempt}.json"
     if place.rank == 0:
-        write_whole(path, json.dumps([place.node, port or free_port()]).encode())
+        address = json.dumps([place.node, port or free_port()])
+        with writing(path):
+            write_whole(path, address.encode())
     deadline = time.monotonic() + RENDEZVOUS_PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:

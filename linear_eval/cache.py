@@ -1,6 +1,7 @@
 """Features of centre crops on disk, computed once for a backbone and a folder of images."""
 
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,9 @@ from typing import IO
 import numpy as np
 
 from linear_eval.frozen import FrozenBackbone
-from mgd_ssl.checkpoint import write_whole
-from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.features import Features, extract_features
+from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
 from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
@@ -110,6 +111,9 @@ def compute(
     except Interrupted:
         keep = True
         raise
+    except DiskError:
+        keep = writer.done > 0
+        raise
     finally:
         if not keep and rank() == 0:
             writer.discard()
@@ -121,11 +125,9 @@ def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[No
     locks: list[IO[str]] = []  # open while the block runs
 
     def open_lock() -> None:
-        try:
+        with writing(place, ELSEWHERE):
             place.parent.mkdir(parents=True, exist_ok=True)
             locks.append(place.with_name(f".{place.name}.lock").open("w"))
-        except OSError as error:
-            raise unwritable(place, error) from error
 
     def taken() -> bool:
         try:
@@ -147,11 +149,6 @@ def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[No
     finally:
         for lock in locks:
             lock.close()
-
-
-def unwritable(place: Path, error: OSError) -> TrainingError:
-    """What to tell the user."""
-    return TrainingError(f"{place} cannot be written ({error.strerror}): make room, or choose another --out")
 
 
 def read(place: Path) -> Features:
@@ -194,35 +191,33 @@ class Writer:
             self.discard()
             return 0
         assert len(values) == len(labels) == self.total
-        self._reserve((self.total - done) * values.shape[1] * 4)
+        with writing(self.place, ELSEWHERE):
+            self._allocate()
         self.values, self.labels, self.done = values, labels, done
         return done
 
     def write(self, part: Features) -> None:
         """Append features."""
         rows = slice(self.done, self.done + len(part.labels))
-        try:
+        with writing(self.place, ELSEWHERE):
             if self.values is None or self.labels is None:
                 self.unfinished.mkdir(parents=True)
                 dim = part.values.shape[1]
                 self._reserve(self.total * dim * 4)
                 self.values = self._table("values", np.float32, (self.total, dim))
                 self.labels = self._table("labels", np.int64, (self.total,))
+                self._allocate()
             self.values[rows], self.labels[rows] = part.values, part.labels
             self._flush()
             write_whole(self.unfinished / "done", str(rows.stop).encode())
-        except OSError as error:
-            raise unwritable(self.place, error) from error
         self.done = rows.stop
 
     def finish(self) -> None:
         """Give the entry its name."""
         assert self.done == self.total
-        try:
+        with writing(self.place, ELSEWHERE):
             self.unfinished.rename(self.place)
             (self.place / "done").unlink()
-        except OSError as error:
-            raise unwritable(self.place, error) from error
 
     def discard(self) -> None:
         """Remove what is unfinished."""
@@ -231,15 +226,21 @@ class Writer:
     def _table(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
         return np.lib.format.open_memmap(self.unfinished / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
+    def _allocate(self) -> None:
+        """Take the room of both tables, because a full disk under a memory map would kill the process."""
+        for name in ("values", "labels"):
+            with (self.unfinished / f"{name}.npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
     def _flush(self) -> None:
         for table in (self.values, self.labels):
             assert isinstance(table, np.memmap)
             table.flush()
 
     def _reserve(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self.unfinished).free  # a full disk under a memory map would kill the process
+        free = shutil.disk_usage(self.unfinished).free
         if free < num_bytes:
-            raise UserError(
-                f"{self.place.parent} needs {num_bytes / 2**30:.1f} GiB for features but has {free / 2**30:.1f}: "
-                "make room, or choose another --out"
+            raise DiskError(
+                f"{self.place} cannot be written (it takes {num_bytes / 2**20:.1f} MiB of features, {free / 2**20:.1f} "
+                f"are free): make room, {ELSEWHERE}"
             )

@@ -16,13 +16,15 @@ from linear_eval.engine import Probe, held_out, stages
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised
 from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, scan_labelled
+from mgd_ssl.files import write_whole, writing
 from mgd_ssl.log import RunLog, logger
+from mgd_ssl.log_file import ending_told
 from mgd_ssl.pretrain import run_folder
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
@@ -119,7 +121,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
     config = config or LinearConfig(**settings)
     checkpoint, data, out = required(config)
     protocol = load_protocol(config.protocol)
-    with process(config.runtime) as runtime:
+    with ending_told(seed_folder(out, protocol, config.seeds[0])), process(config.runtime) as runtime:
         weights = on_rank_zero(lambda: find_weights(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
@@ -134,6 +136,11 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
                 stop.finish()
         evaluation = evaluator.evaluation(results)
         return evaluation, on_rank_zero(lambda: evaluation.save(out))
+
+
+def seed_folder(out: Path, protocol: Protocol, seed: int) -> Path:
+    """Where the evaluation with a seed has its log, checkpoints and result."""
+    return out / f"linear_{protocol.name}_seed{seed}"
 
 
 class Evaluator:
@@ -169,8 +176,11 @@ class Evaluator:
 
     def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
         """Result of one seed; at once when it is there already."""
-        folder = self.out / f"linear_{self.protocol.name}_seed{seed}"
-        with run_folder(folder, self.description(seed), check_same_evaluation) as finished:
+        folder = seed_folder(self.out, self.protocol, seed)
+        with (
+            ending_told(folder),
+            run_folder(folder, self.description(seed), check_same_evaluation) as finished,
+        ):
             return finished or self._run(seed, folder, stop)
 
     def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
@@ -197,7 +207,8 @@ class Evaluator:
             def save() -> None:
                 for account in skipped:
                     account.share()
-                now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": log.metrics_bytes}
+                num_bytes = on_rank_zero(log.synced_bytes)
+                now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": num_bytes}
                 on_rank_zero(lambda: checkpoints.save(probe.finished_steps, now))
 
             ended = probe.train(log, stop.agreed, save)
@@ -210,6 +221,7 @@ class Evaluator:
                 )
             for account in skipped:
                 account.share()
+            on_rank_zero(log.synced_bytes)  # a finished evaluation has all its rows
             return self._finish(probe, folder)
 
     def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe:
@@ -275,13 +287,9 @@ class Evaluator:
             head |= {"mean": transform.mean.cpu(), "inverse_deviation": transform.inverse_deviation.cpu()}
 
         def write() -> None:
-            try:
+            with writing(folder):
                 write_whole(folder / "head.pt", serialised(head))
                 write_whole(folder / "result.json", json.dumps(result, indent=2).encode())
-            except OSError as error:
-                raise TrainingError(
-                    f"{folder} cannot be written ({error.strerror}): make room, then run the same command again"
-                ) from error
 
         on_rank_zero(write)
         return result

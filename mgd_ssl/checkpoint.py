@@ -2,53 +2,19 @@
 
 import io
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.errors import UserError
+from mgd_ssl.files import write_whole, writing
 from mgd_ssl.weights import read_checkpoint
 
 logger = logging.getLogger("mgd_ssl")
 PATTERN = re.compile(r"step_(\d+)\.pt")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in the block; `path` holds its old content or, after the block, all of the new, even when killed.
-
-    Raises:
-        OSError: as the file system says; nothing is left behind, neither after another error in the block.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name survives a power cut too
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that `path` holds either its old content or all of the new, even when killed.
-
-    Raises:
-        OSError: as the file system says; nothing is left behind.
-    """
-    with whole_file(path) as file:
-        file.write(content)
 
 
 def serialised(state: dict[str, Any]) -> bytes:
@@ -80,23 +46,22 @@ class Checkpoints:
         """Write a checkpoint, then remove those beyond `keep`, never before the new one is whole.
 
         Raises:
-            TrainingError: when it cannot be written, a full disk for instance; those before stay.
+            DiskError: when it cannot be written, a full disk for instance; those before stay.
         """
         path = self.folder / f"step_{step:08d}.pt"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(path, kept=self._kept):
+            self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was moved has no second one
             self._remove_leftovers()
             write_whole(path, serialised(state))
-        except OSError as error:
-            before = self.paths()
-            kept = f"the one before, {before[0]}, is kept" if before else "there is none before it"
-            raise TrainingError(
-                f"the checkpoint {path} cannot be written ({error.strerror}) and {kept}: "
-                "make room or mend the folder, then run the same command again"
-            ) from error
-        for old in self.paths()[self.keep :]:
-            old.unlink()
+            for old in self.paths()[self.keep :]:
+                old.unlink()
         return path
+
+    def _kept(self) -> str:
+        before = self.paths()
+        if not self.folder.parent.is_dir():
+            return ""  # they are wherever it is
+        return f" and the one before, {before[0]}, is kept" if before else " and there is none before it"
 
     def newest_whole(self, warn: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that can be read, None when there is none at all.

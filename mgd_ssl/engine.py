@@ -286,7 +286,7 @@ class Trainer:
         failure: list[TrainingError | None] = [None]
         if rank() == 0:
             try:
-                self.checkpoints.save(self.step, self.state(log.metrics_bytes))
+                self.checkpoints.save(self.step, self.state(log.synced_bytes()))
             except TrainingError as error:
                 failure = [error]
         if world_size() > 1:

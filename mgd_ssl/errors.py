@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -36,17 +37,19 @@ def nearest(word: str, known: list[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
-def exit_code(program: Callable[[], int]) -> int:
+def exit_code(program: Callable[[], int | None]) -> int:
     """Run a program; its errors become one sentence on stderr (of rank 0) and an exit code.
 
     Returns:
-        What the program returns, 2 for bad input, 3 when training stopped, 75 when it was interrupted and saved.
+        What the program returns (0 for nothing), 2 for bad input, 3 when training stopped, 75 when it was interrupted
+        and saved.
     """
     try:
-        return program()
+        return program() or 0
     except (Interrupted, UserError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"mgd-ssl: {error}", file=sys.stderr)
+            with suppress(OSError):  # stderr may be a file on the very disk that is full
+                print(f"mgd-ssl: {error}", file=sys.stderr)
         return code_of(error)
 
 

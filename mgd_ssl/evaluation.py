@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import ELSEWHERE, write_whole, writing
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,12 @@ class Evaluation:
         """Write `evaluation_<kind>_<name>.json`, whole or not at all; returns where.
 
         Raises:
-            UserError: when the folder cannot be written.
+            DiskError: when the folder cannot be written.
         """
         path = folder / f"evaluation_{self.kind}_{self.name}.json"
-        try:
+        with writing(path, ELSEWHERE):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({"format": 1, **asdict(self)}, indent=2).encode())
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): choose another --out") from error
         return path
 
     @classmethod

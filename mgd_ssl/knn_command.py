@@ -20,6 +20,7 @@ from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, extract_features, scan_labelled
+from mgd_ssl.files import check_place
 from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.log import progress_bar
@@ -108,7 +109,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         run = run_of(path)
         out = config.out or run
         if out is not None:
-            check_writable(out)
+            check_place(out)  # before hours are spent
         backbone, report = load_backbone(path, config.arch)
         network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
@@ -173,13 +174,6 @@ def run_image_size(run: Path | None) -> int:
         return int(json.loads((run / "config.json").read_text())["config"]["data"]["image_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run / 'config.json'} does not tell data.image_size: pass --image-size") from error
-
-
-def check_writable(out: Path) -> None:
-    """Raise UserError, before hours are spent, when `out` cannot be made or written; makes nothing."""
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{out} cannot be written ({parent} is no folder one may write to): choose another --out")
 
 
 def check_ks(config: KNNEvaluationConfig, labels: np.ndarray) -> None:

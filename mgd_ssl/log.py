@@ -1,8 +1,6 @@
 """What a run tells: messages, progress, metrics.jsonl and TensorBoard scalars, all from rank 0."""
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -14,9 +12,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
-from mgd_ssl.errors import TrainingError
+from mgd_ssl.event_file import EventFile
+from mgd_ssl.files import DiskError, writing
+from mgd_ssl.log_file import LogFile
+from mgd_ssl.metrics import MetricsFile
+from mgd_ssl.runtime import on_rank_zero
 from moco.dist import rank
 
 logger = logging.getLogger("mgd_ssl")
@@ -56,13 +57,11 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        on_rank_zero(self._open_files)
         if not self.active:
             self._handlers: list[logging.Handler] = [logging.NullHandler()]
         else:
-            self._open_metrics()
-            file = logging.FileHandler(self.folder / "log.txt")
-            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            self._handlers = [file, _ConsoleHandler(self._console)]
+            self._handlers = [self._file, _ConsoleHandler(self._console)]
             if self._console.is_terminal:
                 self._bar = Progress(
                     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"),
@@ -73,6 +72,8 @@ class RunLog:
                 self._live.start()
         for handler in self._handlers:
             logger.addHandler(handler)
+        if self.active and self._metrics.complaint:
+            logger.warning("%s", self._metrics.complaint)
         return self
 
     def __exit__(
@@ -82,39 +83,54 @@ class RunLog:
             with suppress(OSError):  # of a terminal that was closed
                 self._live.stop()
         if self.active:
-            self._metrics.close()
-            self._scalars.close()
+            if error is not None:
+                self._file.end(error)
+            for opened in (self._metrics, self._scalars):
+                with suppress(OSError):  # what must be on the disk was synced; the rest is no reason to fail at the end
+                    opened.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
 
-    def _open_metrics(self) -> None:
+    def _open_files(self) -> None:
         path = self.folder / "metrics.jsonl"
-        if path.exists():
-            os.truncate(path, min(self._metrics_bytes, path.stat().st_size))
-        self._metrics = path.open("a")
-        self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first_step)
+        with writing(self.folder / "log.txt"):
+            self._file = LogFile(self.folder)
+        try:
+            with writing(path):
+                self._metrics = MetricsFile(path, self.first_step, self._metrics_bytes)
+            with writing(self.folder / "tensorboard"):
+                self._scalars = EventFile(self.folder / "tensorboard", self.first_step, self._metrics.rows)
+        except DiskError as error:
+            self._file.end(error)
+            raise
 
-    @property
-    def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl so far, 0 on other ranks."""
-        return self._metrics.tell() if self.active else 0
+    def synced_bytes(self) -> int:
+        """Length of metrics.jsonl, which all of survives a power cut now; 0 on other ranks.
+
+        Raises:
+            DiskError: when it does not, or a message could not be written.
+        """
+        if not self.active:
+            return 0
+        self._file.check()
+        with writing(self.folder / "metrics.jsonl"):
+            return self._metrics.synced_bytes()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One row of metrics.jsonl (`{"kind": ..., "step": ..., ...}`), and its numbers as TensorBoard scalars."""
+        """One row of metrics.jsonl (`{"kind": ..., "step": ..., ...}`), and its numbers as TensorBoard scalars.
+
+        Raises:
+            DiskError: when the disk does not take them, or a message before.
+        """
         if not self.active:
             return
-        try:
-            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self._metrics.flush()
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._scalars.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:
-            raise TrainingError(
-                f"{self.folder / 'metrics.jsonl'} cannot be written ({error.strerror}): make room, "
-                "then run the same command again"
-            ) from error
+        self._file.check()
+        row = {"kind": kind, "step": step, **values}
+        with writing(self.folder / "metrics.jsonl"):
+            self._metrics.write(row)
+        with writing(self.folder / "tensorboard"):
+            self._scalars.add(row)
 
     def progress(self, step: int, numbers: str) -> None:
         """Show where training is: a bar in a terminal, a line now and then elsewhere."""

@@ -18,11 +18,11 @@ from PIL import Image
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from mgd_ssl.checkpoint import whole_file, write_whole
 from mgd_ssl.config import Settings, differences, parse
 from mgd_ssl.data import batches, chunks
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.files import whole_file, write_whole, writing
 from mgd_ssl.images import ImageList, Images, decode, identify, is_image
 from mgd_ssl.log import progress_bar
 from mgd_ssl.pretrain import run_folder
@@ -210,7 +210,7 @@ class Packer:
         self.left_out = sum(len(self._skipped(number)) for number in done)
         packing = Packing(self.images, self.config.short_side, self.config.quality)
         order = [chunk for number in todo for chunk in chunks(self._indices(number), CHUNK)]
-        try:
+        with writing(self.out):
             self._remove_leftovers()
             with ExitStack() as stack:
                 stop = stack.enter_context(StopRequest().listening())
@@ -220,16 +220,13 @@ class Packer:
                     images = islice(loader, len(chunks(self._indices(number), CHUNK)))
                     self._write(number, chain.from_iterable(images), keys, stop, advance)
             return self._finish()
-        except OSError as error:
-            raise TrainingError(
-                f"{self.out} cannot be written ({error.strerror}): make room, then run the same command again"
-            ) from error
 
     def remove_parts(self) -> None:
         """Remove what a finished pack no longer needs."""
-        for number in range(self.count):
-            for kind in ("index", "skipped"):
-                self._part(number, kind).unlink(missing_ok=True)
+        with writing(self.out):
+            for number in range(self.count):
+                for kind in ("index", "skipped"):
+                    self._part(number, kind).unlink(missing_ok=True)
 
     def _labels(self) -> tuple[np.ndarray | None, list[str]]:
         if self.config.labels == "no":

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised
 from mgd_ssl.config import PretrainConfig, differences, parse
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.errors import Interrupted, UserError
+from mgd_ssl.files import ELSEWHERE, write_whole, writing
 from mgd_ssl.images import Images
 from mgd_ssl.log import RunLog, logger
+from mgd_ssl.log_file import ending_told, is_free
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.monitor import KNNMonitor
@@ -100,7 +102,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     """
     config = config or PretrainConfig(**settings)
     out, train = required(config)
-    with process(config.runtime) as runtime:
+    with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train))
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
@@ -176,13 +178,10 @@ def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> 
     def write() -> None:
         backbone = trainer.method.moco.encoder_q.state_dict()
         plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
-        try:
+        log.synced_bytes()  # a finished run has all its rows
+        with writing(encoder):
             write_whole(encoder, serialised(plain))
             write_whole(out / "result.json", json.dumps(asdict(result), indent=2).encode())
-        except OSError as error:
-            raise TrainingError(
-                f"{encoder} cannot be written ({error.strerror}): make room, then run the same command again"
-            ) from error
 
     on_rank_zero(write)
     logger.info("student's backbone: %s (torchvision's keys)", encoder)
@@ -288,25 +287,24 @@ def run_folder(
         check: raises UserError when the saved description (second argument) is of another run than the third.
 
     Raises:
-        UserError: when the folder cannot be written, is in use, holds something else, or another run.
+        UserError: when the folder cannot be, is in use, holds something else, or another run.
+        DiskError: when the disk does not take it.
     """
     locks: list[Any] = []  # open while the block runs
 
     def enter() -> dict[str, Any] | None:
-        try:
+        with writing(out, ELSEWHERE, at_start=True):
             out.mkdir(parents=True, exist_ok=True)
-            others = (file for file in out.iterdir() if not file.name.startswith(".") and file.name != JOBS)
-            if not (out / "config.json").exists() and any(others):
+            if not is_free(out, frozenset({JOBS})):
                 raise UserError(f"{out} is not empty and holds no run: choose another --out")
             locks.append((out / ".lock").open("w"))
-            # not flock, which the data workers would inherit and hold for seconds after this process was killed
-            fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                # not flock, which the data workers would inherit and hold for seconds after this process was killed
+                fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
             if not (out / "config.json").exists():
                 write_whole(out / "config.json", json.dumps(run, indent=2).encode())
-        except BlockingIOError as error:
-            raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
         check(out, json.loads((out / "config.json").read_text()), run)
         result = out / "result.json"
         return dict(json.loads(result.read_text())) if result.exists() else None

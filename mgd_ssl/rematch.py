@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.data import CentreCrops, batches, chunks
-from mgd_ssl.errors import TrainingError
 from mgd_ssl.features import Leaving
+from mgd_ssl.files import write_whole, writing
 from mgd_ssl.images import Unreadable
 from mgd_ssl.matching import MatchingStatistics
 from mgd_ssl.method import DistilledMoCo
@@ -99,16 +98,12 @@ def save_costs(path: Path, costs: Sequence[Tensor], epoch: int) -> None:
     """Write the mean costs of an update for the report: `stage1`, ... [C_s, C_t] as float16, and `epoch`.
 
     Raises:
-        TrainingError: when the file cannot be written.
+        DiskError: when the file cannot be written.
     """
     arrays: dict[str, Any] = {
         f"stage{i}": cost.cpu().numpy().astype(np.float16) for i, cost in enumerate(costs, start=1)
     }
     content = io.BytesIO()
     np.savez_compressed(content, epoch=np.array(epoch), **arrays)
-    try:
+    with writing(path):
         write_whole(path, content.getvalue())
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror}): make room, then run the same command again"
-        ) from error

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mgd_ssl.checkpoint import whole_file
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import whole_file
 from mgd_ssl.images import PackedNames, is_image
 
 BLOCK = 512  # bytes of a tar header; contents start at multiples of it

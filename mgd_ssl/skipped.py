@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.files import Appended, writing
 from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
+from mgd_ssl.runtime import on_rank_zero
 from moco.dist import rank, sum_over_ranks, world_size
 
 TOLD = 5  # single files named in the log; the rest are in the file
@@ -53,7 +55,8 @@ class SkippedFiles:
         """Compare notes over the ranks, report what is new, and stop if it is too much.
 
         Raises:
-            TrainingError: on all ranks, when the share of unreadable images is too large.
+            TrainingError: on all ranks, when the share of unreadable images is too large, or the account cannot be
+                written.
         """
         if sum_over_ranks(torch.tensor(len(self.fresh))) == 0:
             return
@@ -62,7 +65,7 @@ class SkippedFiles:
         if rank() == 0:
             for name, why in list(new.items())[: max(0, TOLD - len(self.known))]:
                 logger.warning("unreadable image %s (%s), another one takes its place", name, why)
-            self._append([{"file": name, "why": why} for name, why in new.items()])
+        on_rank_zero(lambda: self._append([{"file": name, "why": why} for name, why in new.items()]))
         self.known |= new.keys()
         share = len(self.known) / len(self.images)
         if share > self.max_share:
@@ -72,13 +75,12 @@ class SkippedFiles:
             )
 
     def _append(self, entries: list[dict[str, str]]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
-        except OSError as error:
-            raise TrainingError(
-                f"{self.path} cannot be written ({error.strerror}): make room, then run the same command again"
-            ) from error
+        with writing(self.path):
+            file = Appended(self.path)
+            try:
+                file.append("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            finally:
+                file.close()
 
 
 def over_ranks(mine: dict[str, str]) -> dict[str, str]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mgd_ssl import TrainingError, UserError
-from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
+from mgd_ssl.checkpoint import Checkpoints, serialised
+from mgd_ssl.files import write_whole
 from tests.runs import ended, processes
 
 ROOM = 256 * 1024  # bytes of the small disk

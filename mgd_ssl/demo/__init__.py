@@ -14,6 +14,7 @@ from mgd_ssl.config import Settings, parse
 from mgd_ssl.demo.images import SPLITS, TEXTURES, make_image_set
 from mgd_ssl.demo.results import draw, summarised, write_tables
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.pretrain import pretrain
 from mgd_ssl.report import write_report
 from mgd_ssl.report.runs import read_runs
@@ -50,9 +51,10 @@ def main(argv: Sequence[str]) -> int:
     folders = [folder for seed in seeds(config) for folder in one_seed(config, seed, device, console)]
     runs = read_runs(folders)
     rows = summarised(runs, num_classes=len(TEXTURES))
-    write_tables(rows, config.out)
     first = [run for run in runs if run.seed == config.seed]
-    draw(first, config.out / "images" / f"seed{config.seed}" / "val", config.out / "demo.png")
+    with writing(config.out):
+        write_tables(rows, config.out)
+        draw(first, config.out / "images" / f"seed{config.seed}" / "val", config.out / "demo.png")
     show(rows, console)
     console.print(explanation(config, device), highlight=False)
     report, *_ = write_report(folders, config.out / "report.html")
@@ -114,11 +116,9 @@ def image_set(folder: Path, seed: int, size: int, console: Console) -> Path:
     if not folder.exists():
         half = folder.with_name(f"{folder.name}.half")
         shutil.rmtree(half, ignore_errors=True)
-        try:
+        with writing(folder, ELSEWHERE, at_start=True):
             make_image_set(half, seed, len(TEXTURES), TRAIN_PER_CLASS, VAL_PER_CLASS, size)
             half.rename(folder)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
         count = sum(1 for split in SPLITS for _ in (folder / split).rglob("*.jpg"))
         console.print(f"{count} images of {len(TEXTURES)} classes in {folder}", highlight=False)
     return folder

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
 from mgd_ssl.report.page import render
 from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.tables import full_frame, markdown, rows, short_frame
@@ -41,7 +41,8 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     """Report on the runs in these folders; returns the page and the two files with its table.
 
     Raises:
-        UserError: when a folder holds no run or is damaged, or `out` cannot be written; then nothing is.
+        UserError: when a folder holds no run or is damaged, or `out` cannot be; then nothing is written.
+        DiskError: when the disk does not take the files.
     """
     check_writable(out)
     runs = read_runs(folders)
@@ -51,12 +52,10 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         out.with_name(f"{out.stem}_table.csv"): full_frame(table).to_csv(index=False),
         out: render(runs, table),
     }
-    try:
+    with writing(out, ELSEWHERE, at_start=True):
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
             write_whole(path, content.encode())
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
     return list(reversed(contents))
 
 
@@ -66,6 +65,5 @@ def check_writable(out: Path) -> None:
         raise UserError(f"--out is {out}: give a file name that ends in .html")
     if os.path.isdir(out):  # not Path.is_dir, which raises for some names
         raise UserError(f"{out} is a folder: choose another --out")
-    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{out} cannot be written ({above} is no folder one may write to): choose another --out")
+    if not os.path.exists(out):
+        check_place(out)
