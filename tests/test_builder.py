@@ -10,6 +10,15 @@ from torch import Tensor, nn
 
 from moco import MoCo, projection_head
 from moco.builder import MoCoOutput
+from moco.shuffle import permutation
+
+
+class OnGPU(nn.Parameter):
+    """Says that it is on a GPU, so that what is done there is done here."""
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
 
 
 class Scale(nn.Module):
@@ -17,9 +26,9 @@ class Scale(nn.Module):
 
     calls: Tensor
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, kind: type[nn.Parameter] = nn.Parameter) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.tensor([factor], dtype=torch.float64))
+        self.factor = kind(torch.tensor([factor], dtype=torch.float64))
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,10 +51,12 @@ def queries_and_keys(moco: MoCo, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Te
         return F.normalize(moco.encoder_q(im_q), dim=1), F.normalize(moco.encoder_k(im_k), dim=1)
 
 
-def test_key_encoder_follows_by_hand_computed_averages() -> None:
-    moco = MoCo(Scale(1.0), dim=2, queue_size=2, momentum=0.75)
+@pytest.mark.parametrize("kind", [nn.Parameter, OnGPU])
+def test_key_encoder_follows_by_hand_computed_averages(kind: type[nn.Parameter]) -> None:
+    moco = MoCo(Scale(1.0, kind), dim=2, queue_size=2, momentum=0.75)
     encoder_q, encoder_k = moco.encoder_q, moco.encoder_k
     assert isinstance(encoder_q, Scale) and isinstance(encoder_k, Scale)
+    assert encoder_k.factor.is_cuda == (kind is OnGPU)
     # 0.75 * 1 + 0.25 * 3 = 1.5;  0.75 * 1.5 + 0.25 * -1 = 0.875;  0.75 * 0.875 + 0.25 * 5 = 1.90625
     for query, expected in ((3.0, 1.5), (-1.0, 0.875), (5.0, 1.90625)):
         encoder_q.factor.data.fill_(query)
@@ -208,3 +219,9 @@ def test_state_dict_has_the_official_names() -> None:
 def test_hidden_width_of_the_head_is_that_of_the_features_unless_given() -> None:
     assert [tuple(p.shape) for p in projection_head(8, 4).parameters()] == [(8, 8), (8,), (4, 8), (4,)]
     assert [tuple(p.shape) for p in projection_head(8, 4, hidden=5).parameters()] == [(5, 8), (5,), (4, 5), (4,)]
+
+
+def test_permutation_is_one_of_its_seed() -> None:
+    orders = [permutation(50, seed) for seed in (0, 1, 2, 0)]
+    assert all(order.sort().values.tolist() == list(range(50)) for order in orders)
+    assert torch.equal(orders[0], orders[3]) and len({tuple(order.tolist()) for order in orders}) == 3

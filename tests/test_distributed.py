@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data import CentreCrops
+from mgd_ssl.data import CentreCrops, PretrainBatch
 from mgd_ssl.encoders import build_backbone
+from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
+from mgd_ssl.method import Losses
 from mgd_ssl.rematch import update_matching
 from mgd_ssl.runtime import StopRequest, on_rank_zero
 from mgd_ssl.runtime import process as this_process
@@ -321,6 +323,29 @@ def run_and_stop(settings: dict[str, Any], stop_on: int, step: int) -> str:
     return str(stopped.value)
 
 
+def watched_steps(settings: dict[str, Any]) -> dict[str, Any]:
+    """Pretrain; this rank's losses, and running means of a BatchNorm: before a step, of its batch, after it."""
+    losses: list[list[float]] = []
+    means: list[list[Tensor]] = []
+    train_step = Trainer.train_step
+
+    def watched(self: Trainer, batch: PretrainBatch) -> Losses:
+        norm = self.method.moco.encoder_q.get_submodule("bn1")
+        running = norm.get_buffer("running_mean")
+        means.append([running.clone()])
+        hook = norm.register_forward_pre_hook(lambda module, inputs: means[-1].append(inputs[0].mean(dim=(0, 2, 3))))
+        step = train_step(self, batch)
+        hook.remove()
+        means[-1].append(running.clone())
+        losses.append([step.total.item(), step.contrastive.item(), step.distillation.item(), step.accuracy.item()])
+        return step
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "train_step", watched)
+        pretrain(**settings)
+    return {"losses": losses, "means": means}
+
+
 def several_runs(images: Path, folder: Path, teacher: Path) -> dict[str, Any]:
     """Runs one after the other in one pair of processes, each with a process group of its own."""
 
@@ -329,7 +354,7 @@ def several_runs(images: Path, folder: Path, teacher: Path) -> dict[str, Any]:
 
     knn = {"train": images / "train", "val": images / "val", "every_epochs": 1, "k": 3}
     common = {"teacher": teacher, "knn": knn}
-    pretrain(**tiny(images, folder / "whole", **common))
+    seen = watched_steps(tiny(images, folder / "whole", **common))
     next_port()
     told = run_and_stop(tiny(images, folder / "stopped", **common), stop_on=1, step=4)
     next_port()
@@ -338,7 +363,7 @@ def several_runs(images: Path, folder: Path, teacher: Path) -> dict[str, Any]:
     try:
         pretrain(**missing)
     except UserError as error:
-        return {"told": told, "missing": str(error)}
+        return {"told": told, "missing": str(error), **seen}
     return {}
 
 
@@ -358,6 +383,24 @@ def test_two_processes_write_every_row_once(pair: tuple[Path, list[Any]]) -> Non
     told = [(row["kind"], row["step"]) for row in rows(pair[0] / "whole")]
     knn = [("knn", step) for step in (0, 3, 6, 9)]
     assert sorted(told) == sorted([("matching", 0), ("matching", 3), *knn, *(("train", s) for s in (2, 4, 6, 8, 9))])
+
+
+def test_logged_losses_are_averaged_over_the_ranks(pair: tuple[Path, list[Any]]) -> None:
+    each = torch.tensor([one["losses"] for one in pair[1]], dtype=torch.float64)  # [ranks, steps, terms]
+    assert (each[0] - each[1]).abs()[:, :3].min() > 0
+    train = [row for row in rows(pair[0] / "whole") if row["kind"] == "train"]
+    for row, steps in zip(train, ([0, 1], [2, 3], [4, 5], [6, 7], [8]), strict=True):
+        found = [row[name] for name in ("loss", "contrastive", "distillation", "accuracy")]
+        assert found == pytest.approx(each[:, steps].mean(dim=(0, 1)).tolist(), rel=1e-6)
+
+
+def test_batchnorm_statistics_of_a_rank_are_its_own(pair: tuple[Path, list[Any]]) -> None:
+    for one in pair[1]:
+        for step, (before, batch, after) in enumerate(one["means"]):
+            torch.testing.assert_close(after, 0.9 * before + 0.1 * batch, rtol=1e-5, atol=1e-6)
+            if step % 3:  # an epoch starts with matching and k-NN, which take the statistics of rank 0
+                assert torch.equal(before, one["means"][step - 1][2])
+    assert not torch.equal(pair[1][0]["means"][1][0], pair[1][1]["means"][1][0])
 
 
 def test_signal_to_one_rank_stops_all_after_one_step(pair: tuple[Path, list[Any]]) -> None:

@@ -106,6 +106,17 @@ def test_scores_against_a_naive_loop() -> None:
         assert scores.loss[i] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+def test_top_5_of_twelve_classes_is_of_five() -> None:
+    """The right class is the best, the second, ... of every row in turn."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 12, generator=generator)
+    heads = Heads(torch.eye(12), torch.zeros(12), [Setting(1, 0), Setting(2, 0)], 0.9)
+    places = features.argsort(dim=1, descending=True).diagonal()  # row n: the class in place n
+    scores = heads.measure([(features[:7], places[:7]), (features[7:], places[7:])])
+    assert scores.top1 == pytest.approx([100 / 12] * 2)
+    assert scores.top5 == pytest.approx([500 / 12] * 2)
+
+
 def test_ties_and_broken_heads_score_nothing() -> None:
     flat = Heads(torch.zeros(C, D), torch.zeros(C), [Setting(1, 0)], 0.9)
     assert flat.measure(batches(1)).top1 == [0]

@@ -1,0 +1,77 @@
+"""What a head is trained on: crops that are new in every epoch, with the labels of the images that were seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from linear_eval.frozen import FrozenBackbone
+from linear_eval.sources import CROP_AND_FLIP, LiveSource, Transform
+from mgd_ssl.data import TrainingOrder
+from mgd_ssl.images import ImageList, Unreadable
+from mgd_ssl.runtime import Runtime
+from mgd_ssl.weights import LoadReport
+from moco import draw_view, render_view
+from tests.conftest import write_images
+
+CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
+
+
+class Pixels(nn.Module):
+    """The pixels themselves as features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def source(root: Path, told: list[Unreadable]) -> LiveSource:
+    report = LoadReport(root, "", "pixels", "", 0, {})
+    images = ImageList.scan(root)
+    return LiveSource(
+        FrozenBackbone(Pixels(), report), images, np.arange(len(images)) * 10, Transform(), 24, 7, CPU, 0, told.extend
+    )
+
+
+def seen(live: LiveSource, epochs: int) -> tuple[list[list[tuple[int, int]]], Tensor, Tensor]:
+    """Addresses, features and labels of all batches."""
+    count = len(live.images)
+    order = TrainingOrder(count, 4, epochs, 3, 0, 0, 1)
+    with live.batches(np.arange(count), order) as batches:
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return list(order), x, y
+
+
+def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
+    write_images(tmp_path, 8)
+    live = source(tmp_path, [])
+    keys, x, y = seen(live, 3)
+    assert x.shape == (24, 3 * 24 * 24)
+    crops: dict[int, list[Tensor]] = {}
+    for (epoch, index), features, label in zip([key for batch in keys for key in batch], x, y.tolist(), strict=True):
+        image = live.images.open(index)
+        view = draw_view(CROP_AND_FLIP, *image.size, seed=7, epoch=epoch, index=index, view=0)
+        pixels = torch.from_numpy(np.array(render_view(image, view, 24)))[None]
+        assert torch.equal(features, CPU.images(pixels).flatten())
+        assert label == 10 * index
+        crops.setdefault(index, []).append(features)
+    for one, two, three in crops.values():
+        assert not torch.equal(one, two) and not torch.equal(two, three) and not torch.equal(one, three)
+
+
+def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path) -> None:
+    write_images(tmp_path, 8)[2].write_bytes(b"no image")
+    told: list[Unreadable] = []
+    keys, _, y = seen(source(tmp_path, told), 1)
+    labels = dict(zip([index for batch in keys for _, index in batch], y.tolist(), strict=True))
+    assert [failure.name for failure in told] == ["0002.jpg"]
+    assert labels.pop(2) in {10 * index for index in range(8) if index != 2}
+    assert labels == {index: 10 * index for index in range(8) if index != 2}
+
+
+@pytest.mark.parametrize("values", [Transform(True), Transform(False, torch.full((3,), 2.0), torch.full((3,), 0.5))])
+def test_transform_by_hand(values: Transform) -> None:
+    x = torch.tensor([[3.0, 0.0, 4.0]])
+    expected = [[0.6, 0.0, 0.8]] if values.normalise else [[0.5, -1.0, 1.0]]
+    torch.testing.assert_close(values(x), torch.tensor(expected))
