@@ -58,10 +58,12 @@ def check_values(state: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def casts(state: Mapping[str, Tensor]) -> dict[str, int]:
+def casts(state: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
     """Types other than float32 that are rounded or widened when they become weights, and how many tensors have them."""
-    other = (value.dtype for name, value in state.items() if not name.endswith(COUNTER) and value.dtype != torch.float32)
-    return {str(kind).removeprefix("torch."): count for kind, count in Counter(other).items()}
+    other = (
+        value.dtype for name, value in state.items() if not name.endswith(COUNTER) and value.dtype != torch.float32
+    )
+    return tuple((_short(kind), count) for kind, count in Counter(other).items())
 
 
 def _kind_at_fault(name: str, value: Tensor) -> str | None:

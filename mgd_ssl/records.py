@@ -28,7 +28,9 @@ def check_records(content: bytes) -> None:
             records = archive.infolist()
             packed = next((record.filename for record in records if record.compress_type != zipfile.ZIP_STORED), None)
             damaged = archive.testzip() if packed is None and any(record.CRC for record in records) else None
-    except Exception as error:  # a damaged directory makes the reader raise anything: NotImplementedError, EOFError, ...
+    except (
+        Exception
+    ) as error:  # a damaged directory makes the reader raise anything: NotImplementedError, EOFError, ...
         raise ValueError(f"no zip that can be read ({error})") from error
     if packed is not None:
         raise CompressedError(packed)

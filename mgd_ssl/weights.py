@@ -34,13 +34,13 @@ class LoadReport(NamedTuple):
     prefix: str  # stripped from the file's keys
     num_loaded: int  # tensors of the backbone
     unused: dict[str, int]  # what else the file holds: first part of the key -> number of tensors
-    cast: dict[str, int] = {}  # types that became float32 -> number of tensors
+    cast: tuple[tuple[str, int], ...] = ()  # types that became float32, and how many tensors
 
     def __str__(self) -> str:
         counts = [f"{shown(name)} ({count})" for name, count in self.unused.items()]
         more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
         unused = ", ".join(counts[:MOST_TOLD]) + more or "nothing"
-        cast = "".join(f"; {count} of them cast from {kind} to float32" for kind, count in self.cast.items())
+        cast = "".join(f"; {count} of them cast from {kind} to float32" for kind, count in self.cast)
         return (
             f"{self.path}: {self.num_loaded} tensors -> {self.arch}{cast} "
             f"(prefix {self.prefix!r} stripped; not used: {unused}; sha256 {self.sha256[:12]})"
@@ -181,7 +181,8 @@ def _prefix(state: dict[str, Tensor], path: Path) -> str:
         return chosen[0]
     if not chosen:
         raise UserError(f"{path} holds no ResNet (no key ends in {ANCHOR!r}): pass a ResNet's checkpoint")
-    raise UserError(f"{path} holds several networks ({', '.join(repr(shown(name)) for name in chosen[:MOST_TOLD])}): save the one you want alone")
+    several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
+    raise UserError(f"{path} holds several networks ({several}): save the one you want alone")
 
 
 @cache

@@ -18,8 +18,14 @@ from tests.runs import ended, processes
 ROOM = 256 * 1024  # bytes of the small disk
 
 
-def state(size: int = 4) -> dict[str, Any]:
-    return {"step": size, "weights": torch.arange(float(size)), "meter": {"sums": [1.0, 2.0]}, "name": None}
+def state(size: int = 4, step: int = 1) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "step": step,
+        "weights": torch.arange(float(size)),
+        "meter": {"sums": [1.0, 2.0]},
+        "name": None,
+    }
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def fill_up(folder: Path, reason: str) -> None:
     checkpoints = Checkpoints(folder / "checkpoints")
     first = checkpoints.save(1, state())
     with pytest.raises(TrainingError) as failure:
-        checkpoints.save(2, state(ROOM))  # four times the room
+        checkpoints.save(2, state(ROOM, 2))  # four times the room
     told = str(failure.value)
     assert f"{folder / 'checkpoints' / 'step_00000002.pt'} cannot be written ({reason})" in told
     assert f"the one before, {first}, is kept" in told and "make room" in told
@@ -53,7 +59,7 @@ def fill_up(folder: Path, reason: str) -> None:
     warnings: list[str] = []
     assert checkpoints.newest_whole(warnings.append) == first and not warnings
     assert torch.equal(torch.load(first, weights_only=True)["weights"], torch.arange(4.0))
-    again = checkpoints.save(2, state())  # once there is room
+    again = checkpoints.save(2, state(step=2))  # once there is room
     assert checkpoints.newest_whole(warnings.append) == again
 
 
@@ -115,14 +121,14 @@ def test_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
 def test_the_newest_survive(keep: int, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep)
     for step in (5, 10, 15, 20):
-        checkpoints.save(step, state(step))
+        checkpoints.save(step, state(step, step))
     steps = [int(torch.load(path, weights_only=True)["step"]) for path in checkpoints.paths()]
     assert steps == [20, 15, 10][:keep]
 
 
 def test_newest_is_the_largest_step_whatever_the_clock_says(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=9)
-    paths = {step: checkpoints.save(step, state()) for step in (9, 100_000_000, 99_999_999, 10)}
+    paths = {step: checkpoints.save(step, state(step=step)) for step in (9, 100_000_000, 99_999_999, 10)}
     os.utime(paths[9], (2e9, 2e9))
     assert checkpoints.paths() == [paths[step] for step in (100_000_000, 99_999_999, 10, 9)]
     assert checkpoints.newest_whole(pytest.fail) == paths[100_000_000]
@@ -152,7 +158,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"half", None], ids=["empty", "garbage", "truncated"])
 def test_damaged_checkpoint_is_told_and_passed_over(content: bytes | None, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    good, bad = checkpoints.save(1, state()), checkpoints.save(2, state(1000))
+    good, bad = checkpoints.save(1, state()), checkpoints.save(2, state(1000, 2))
     bad.write_bytes(bad.read_bytes()[:2000] if content is None else content)
     warnings: list[str] = []
     assert checkpoints.newest_whole(warnings.append) == good
@@ -175,4 +181,4 @@ def test_serialised_state_loads_without_running_code(tmp_path: Path) -> None:
     write_whole(path, serialised(state()))
     loaded = torch.load(path, weights_only=True)
     assert torch.equal(loaded.pop("weights"), torch.arange(4.0))
-    assert loaded == {"step": 4, "meter": {"sums": [1.0, 2.0]}, "name": None}
+    assert loaded == {"format": 1, "step": 1, "meter": {"sums": [1.0, 2.0]}, "name": None}
