@@ -24,8 +24,8 @@ def shown(name: object) -> str:
 
 def check_names(state: Mapping[Any, Tensor], path: Path) -> None:
     """Raise UserError unless all keys are strings."""
-    if (odd := next((key for key in state if not isinstance(key, str)), None)) is not None:
-        raise UserError(f"{path} names a tensor {shown(odd)}, which is no text: save a state dict")
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise UserError(f"{path} names a tensor {shown(odd[0])}, which is no text: save a state dict")
 
 
 def check_plain(state: Mapping[str, Tensor], path: Path) -> None:

@@ -111,6 +111,8 @@ def parsed(content: bytes, path: Path) -> dict[str, Any]:
 
 def damaged(path: Path) -> UserError:
     """What to tell of a file that is not what was written."""
+    if path.name == "encoder.pt" and path.with_name("config.json").is_file():
+        return UserError(f"{path} is truncated or damaged: run the command of its run again, which makes it anew")
     return UserError(f"{path} is truncated or damaged: copy or download it again")
 
 

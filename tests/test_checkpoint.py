@@ -13,6 +13,7 @@ import torch
 
 from mgd_ssl import TrainingError, UserError
 from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
+from mgd_ssl.weights import read_checkpoint
 from tests.runs import ended, processes
 
 ROOM = 256 * 1024  # bytes of the small disk
@@ -174,6 +175,55 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole: restore one, or start a new --out"):
         checkpoints.newest_whole(warnings.append)
     assert len(warnings) == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_take_no_place_of_whole_ones(keep: int, tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path, keep=9)
+    good = first.save(10, state(step=10))
+    first.save(30, state(step=30)).write_bytes(b"PK half")
+    going_on = Checkpoints(tmp_path, keep)
+    assert going_on.newest_whole(lambda told: None) == good
+    names = [going_on.save(20, state(step=20)).name]
+    assert {path.name for path in going_on.paths()} == {"step_00000030.pt", "step_00000020.pt", good.name} - (
+        {good.name} if keep == 1 else set()
+    )
+    names.append(going_on.save(40, state(step=40)).name)
+    assert sorted(path.name for path in going_on.paths()) == sorted(names[-keep:])  # its step is passed: it is gone
+    going_on = Checkpoints(tmp_path, keep)
+    (tmp_path / "step_00000040.pt").write_bytes(b"")
+    if keep == 2:
+        assert going_on.newest_whole(lambda told: None) == tmp_path / "step_00000020.pt"
+        again = going_on.save(40, state(step=40))
+        assert going_on.paths() == [again, tmp_path / "step_00000020.pt"]
+
+
+def test_a_state_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, {**state(), "metrics_bytes": 0})
+    reads: list[Path] = []
+
+    def counted(path: Path) -> dict[str, Any]:
+        reads.append(path)
+        return read_checkpoint(path)
+
+    monkeypatch.setattr("mgd_ssl.checkpoint.read_checkpoint", counted)
+    assert checkpoints.newest_whole(pytest.fail) == path
+    found = checkpoints.read(path)
+    assert reads == [path] and torch.equal(found["weights"], state()["weights"])
+    assert checkpoints.read(path)["step"] == 1 and len(reads) == 2  # memory is not held on to
+
+
+def test_states_without_a_step_or_a_format_are_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    good = checkpoints.save(1, state())
+    for step, key in enumerate(("format", "step"), start=2):
+        checkpoints.save(step, {name: value for name, value in state(step=step).items() if name != key})
+    checkpoints.save(5, state(step=4))
+    warnings: list[str] = []
+    assert checkpoints.newest_whole(warnings.append) == good
+    assert "holds step 4 and not that of its name" in warnings[0]
+    assert ["is no checkpoint of a run" in told for told in warnings] == [False, True, True]
 
 
 def test_serialised_state_loads_without_running_code(tmp_path: Path) -> None:
