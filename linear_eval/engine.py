@@ -12,6 +12,7 @@ from linear_eval.heads import Heads, Scores, initial
 from linear_eval.protocols import Protocol, Setting
 from linear_eval.shorten import ROWS_PER_DIMENSION, Basis, Stretch, principal
 from linear_eval.sources import CachedSource, Source
+from mgd_ssl.checkpoint import FORMAT
 from mgd_ssl.data import TrainingOrder
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.log import RunLog, logger
@@ -203,7 +204,7 @@ class Probe:
     def state(self) -> dict[str, Any]:
         """All that this evaluation needs to go on, of tensors and builtins."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "stage": self.stage,
             "step": self.step,
             "rounds": self.rounds,

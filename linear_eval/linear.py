@@ -16,21 +16,23 @@ from linear_eval.engine import Probe, held_out, stages
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
 from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import Interrupted, UserError
+from mgd_ssl.errors import Interrupted, UserError, once_trained
 from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, scan_labelled
-from mgd_ssl.files import write_whole, writing
+from mgd_ssl.files import writing
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.log_file import ending_told
 from mgd_ssl.pretrain import run_folder
+from mgd_ssl.result import damage, read_result, write_result
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.weights import read_checkpoint
 
 PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
+HEAD = "head.pt"
+RESULT = ("top1", "top5", "loss", "lr", "weight_decay", "rounds")
 
 
 class LinearConfig(Settings):
@@ -135,7 +137,8 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
             finally:
                 stop.finish()
         evaluation = evaluator.evaluation(results)
-        return evaluation, on_rank_zero(lambda: evaluation.save(out))
+        with once_trained(lambda: len(results)):
+            return evaluation, on_rank_zero(lambda: evaluation.save(out))
 
 
 def seed_folder(out: Path, protocol: Protocol, seed: int) -> Path:
@@ -177,17 +180,20 @@ class Evaluator:
     def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
         """Result of one seed; at once when it is there already."""
         folder = seed_folder(self.out, self.protocol, seed)
+        described = self.description(seed)
         with (
             ending_told(folder),
-            run_folder(folder, self.description(seed), check_same_evaluation) as finished,
+            run_folder(folder, described, check_same_evaluation, finished_evaluation) as finished,
         ):
             return finished or self._run(seed, folder, stop)
 
     def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
-        checkpoints = Checkpoints(folder / "checkpoints")
+        checkpoints = Checkpoints(folder / "checkpoints", counter="finished_steps")
         complaints: list[str] = []
         newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
-        state = read_checkpoint(newest) if newest else None
+        state = checkpoints.read(newest) if newest else None
+        if damaged := on_rank_zero(lambda: damage(folder, RESULT, HEAD)):
+            complaints.append(f"{damaged}; {HEAD} and result.json are made anew")
         steps = sum(s.steps for s in stages(self.protocol, len(self.train[1]), self._held_out(seed)))
         done = state["finished_steps"] if state else 0
         with RunLog(folder, steps, done, state["metrics_bytes"] if state else 0) as log:
@@ -200,8 +206,9 @@ class Evaluator:
                 for name, (images, _) in (("train", self.train), ("val", self.val))
             ]
             probe = self.probe(seed, skipped, stop)
-            if state is not None:
-                probe.load(state)
+            if state is not None and newest is not None:
+                with taken_over(newest):
+                    probe.load(state)
                 logger.info("continuing after step %d of %d, from %s", done, steps, newest)
 
             def save() -> None:
@@ -211,7 +218,8 @@ class Evaluator:
                 now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": num_bytes}
                 on_rank_zero(lambda: checkpoints.save(probe.finished_steps, now))
 
-            ended = probe.train(log, stop.agreed, save)
+            with once_trained(lambda: probe.finished_steps):
+                ended = probe.train(log, stop.agreed, save)
             self.backbone.check_untouched()
             if not ended:
                 raise Interrupted(
@@ -288,8 +296,7 @@ class Evaluator:
 
         def write() -> None:
             with writing(folder):
-                write_whole(folder / "head.pt", serialised(head))
-                write_whole(folder / "result.json", json.dumps(result, indent=2).encode())
+                write_result(folder, result, HEAD, serialised(head))
 
         on_rank_zero(write)
         return result
@@ -341,6 +348,14 @@ class Evaluator:
         )
 
 
+def finished_evaluation(folder: Path) -> dict[str, Any] | None:
+    """The result of an evaluation that is finished; None when it is not, or is damaged and must be made anew."""
+    try:
+        return read_result(folder, RESULT, HEAD)
+    except UserError:
+        return None
+
+
 def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise UserError when a folder holds the evaluation of another backbone, data set or protocol."""
     if changed := differences(old["config"], new["config"]):
@@ -350,10 +365,16 @@ def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -
 
 
 def size_of_run(checkpoint: Path | None) -> int | None:
-    """Edge of the views a run was trained with, None when the path is no run's folder."""
+    """Edge of the views a run was trained with, None when the path is no run's folder.
+
+    Raises:
+        UserError: when its config.json cannot be read.
+    """
     if checkpoint is None or not (checkpoint / "config.json").is_file():
         return None
     try:
         return int(json.loads((checkpoint / "config.json").read_text())["config"]["data"]["image_size"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint / 'config.json'} does not tell data.image_size: restore it, or pass --image-size"
+        ) from error

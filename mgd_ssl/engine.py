@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl.checkpoint import FORMAT, Checkpoints
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, chosen_backend, subset, view_policy
 from mgd_ssl.encoders import trunk
@@ -256,7 +256,7 @@ class Trainer:
     def log_step(self, log: RunLog, lr: float, clock: Clock) -> None:
         """A row of metrics, and the progress line."""
         means = self.meter.means()
-        self.meter.check_finite()
+        self.meter.check_finite(self.checkpoints.kept)
         self.skipped.share()
         speed = clock.read(self.config.optim.batch_size)
         epoch = self.step / self.steps_per_epoch
@@ -280,7 +280,7 @@ class Trainer:
 
     def save(self, log: RunLog) -> None:
         """Write a checkpoint, if the losses so far are finite; returns on all ranks when it is whole."""
-        self.meter.check_finite()
+        self.meter.check_finite(self.checkpoints.kept)
         self.check_weights()
         self.meter.share()
         failure: list[TrainingError | None] = [None]
@@ -300,15 +300,15 @@ class Trainer:
         finite = torch.stack([parameter.isfinite().all() for parameter in self.method.moco.encoder_q.parameters()])
         if not finite.all():
             raise TrainingError(
-                f"the weights after step {self.step} are not finite and the checkpoint before it is kept: lower "
-                "optim.lr or mgd.weight, or use precision bfloat16 or float32, and start a new --out"
+                f"the weights after step {self.step} are not finite and {self.checkpoints.kept()}: lower optim.lr or "
+                "mgd.weight, or use precision bfloat16 or float32, and start a new --out"
             )
 
     def state(self, metrics_bytes: int) -> dict[str, Any]:
         """All that a run needs to go on; `state_dict` reads as an official MoCo checkpoint."""
         moco = {f"module.{name}": value for name, value in self.method.moco.state_dict().items()}
         return {
-            "format": 1,
+            "format": FORMAT,
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "arch": self.config.student,

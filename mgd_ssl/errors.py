@@ -3,8 +3,8 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 
 class UserError(Exception):
@@ -13,6 +13,25 @@ class UserError(Exception):
 
 class TrainingError(UserError):
     """Training had to stop; what was saved before stays."""
+
+
+@contextmanager
+def once_trained(steps: Callable[[], int]) -> Iterator[None]:
+    """What is at fault after steps were taken has changed since the start, and those steps may be lost: in the block a
+    UserError then becomes a TrainingError, whose exit code says so.
+
+    Args:
+        steps: number of finished steps.
+
+    Raises:
+        TrainingError: after the first step.
+    """
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, TrainingError) or not steps():
+            raise
+        raise TrainingError(str(error)) from error
 
 
 INTERRUPTED = 75  # exit code of a program that ended with `Interrupted` (EX_TEMPFAIL: try again)

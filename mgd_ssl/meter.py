@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -46,8 +46,11 @@ class Meter:
         """Give every rank the average of the ranks' sums, so that the state of rank 0 speaks for all."""
         self.sums = sum_over_ranks(self.sums) / world_size()
 
-    def check_finite(self) -> None:
+    def check_finite(self, kept: Callable[[], str]) -> None:
         """Stop all ranks if any of them saw a loss that is not finite.
+
+        Args:
+            kept: says which checkpoint remains; none was saved since that step.
 
         Raises:
             TrainingError: naming the first such step.
@@ -57,7 +60,7 @@ class Meter:
             dist.all_reduce(first, op=dist.ReduceOp.MIN)
         if math.isfinite(first.item()):
             raise TrainingError(
-                f"the loss of step {int(first)} is not finite and the last checkpoint from before it is kept: "
+                f"the loss of step {int(first)} is not finite and {kept()}: "
                 "lower optim.lr or mgd.weight, or use precision bfloat16 or float32, and start a new --out"
             )
 

@@ -171,4 +171,7 @@ class MGD(nn.Module):
             old.copy_(new)
 
     def _note_loaded(self) -> None:
+        for i, (assignment, num_channels) in enumerate(zip(self.assignments, self.teacher_channels, strict=True)):
+            if assignment.numel() and not -1 <= int(assignment.min()) <= int(assignment.max()) < num_channels:
+                raise ValueError(f"assignment{i + 1} names channels that a teacher of {num_channels} does not have")
         self.matched = all(bool((assignment >= 0).all()) for assignment in self.assignments)

@@ -7,46 +7,50 @@ import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised
+from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
 from mgd_ssl.config import PretrainConfig, differences, parse
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import Interrupted, UserError
+from mgd_ssl.errors import Interrupted, UserError, once_trained
 from mgd_ssl.files import ELSEWHERE, write_whole, writing
+from mgd_ssl.folder import JOBS as JOBS
+from mgd_ssl.folder import damaged_description, forget_start, no_run, nothing_trained, saved_description, unfinished
 from mgd_ssl.images import Images
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.log_file import ending_told, is_free
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.monitor import KNNMonitor
+from mgd_ssl.result import damage, read_plain, read_result, write_result
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.sources import open_images
 from mgd_ssl.teacher import Teacher
-from mgd_ssl.weights import read_checkpoint
 from moco import MoCo
 from moco.dist import world_size
 from moco.keyed import keyed_seed
 
-JOBS = "jobs"  # folder in a run's where a launcher keeps its own; it may be there before the run
-
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a finished run leaves; also its `result.json`."""
+    """What a finished run leaves; also its `result.json`, where paths are relative, so that a run can be moved."""
 
     out: str  # the run's folder
     encoder: str  # file with the student's backbone, torchvision's state-dict keys
     epochs: int
     steps: int
     knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+
+
+ENCODER = "encoder.pt"
+RESULT = tuple(field.name for field in fields(PretrainResult))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,12 +70,12 @@ def check(argv: Sequence[str]) -> Path:
     config = parse(PretrainConfig, argv, "mgd-ssl pretrain")
     out, _ = required(config)
     saved = out / "config.json"
-    if saved.is_file():
+    if saved.is_file() and (in_use(out) or not nothing_trained(out)):
         try:
-            old = json.loads(saved.read_text())["config"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{saved} is damaged: restore it, or choose another --out") from error
-        check_same(out, differences(old, config.model_dump(mode="json")))
+            changed = differences(saved_description(out)["config"], config.model_dump(mode="json"))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise damaged_description(out) from error
+        check_same(out, changed)
     return out
 
 
@@ -105,13 +109,13 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train))
         check_sizes(config, len(images))
-        teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
+        teacher = load_teacher(config)
         method = build_method(config, teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        with run_folder(out, description(config, images, teacher), check_same_run) as finished:
+        with run_folder(out, description(config, images, teacher), check_same_run, finished_run) as finished:
             if finished is not None:
-                return PretrainResult(**finished)
+                return PretrainResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
             for module in (method, teacher):
                 if module is not None:
                     module.to(runtime.device).to(memory_format=runtime.memory_format)
@@ -134,7 +138,9 @@ def run(
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint.keep)
     complaints: list[str] = []
     newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
-    state = read_checkpoint(newest) if newest else None
+    state = checkpoints.read(newest) if newest else None
+    if told := on_rank_zero(lambda: damage(out, RESULT, ENCODER)):
+        complaints.append(f"{told}; {ENCODER} and result.json are made anew from the last checkpoint")
     total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
     with RunLog(out, total_steps, state["step"] if state else 0, state["metrics_bytes"] if state else 0) as log:
         for complaint in complaints:
@@ -142,6 +148,7 @@ def run(
         logger.info("%s", summary(config, images, runtime))
         if teacher is not None:
             logger.info("teacher %s", teacher.report)
+            warn_of_unfinished(config, teacher)
         monitor = None
         if config.knn.train is not None or config.knn.val is not None:
             monitor = KNNMonitor(
@@ -153,17 +160,32 @@ def run(
                 skipped=skipped,
             )
         trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
-        if state is not None:
-            trainer.load(state)
+        if state is not None and newest is not None:
+            with taken_over(newest):
+                trainer.load(state)
             logger.info("continuing after step %d of %d, from %s", trainer.step, total_steps, newest)
         trainer.wrap()
-        stopped_by = trainer.train(log)
-        if stopped_by is not None:
-            name = signal.Signals(stopped_by).name
-            raise Interrupted(
-                f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
-            )
-        return finish(config, out, trainer, log)
+        with once_trained(lambda: trainer.step):
+            stopped_by = trainer.train(log)
+            if stopped_by is not None:
+                name = signal.Signals(stopped_by).name
+                raise Interrupted(
+                    f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
+                )
+            return finish(config, out, trainer, log)
+
+
+def load_teacher(config: PretrainConfig) -> Teacher | None:
+    """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
+    path = config.teacher
+    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+
+
+def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
+    """Say so when the teacher's folder is that of a run that has not come to its end."""
+    assert config.teacher is not None and teacher.report is not None
+    if config.teacher.is_dir() and (step := unfinished(teacher.report.path)):
+        logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
 
 
 def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> PretrainResult:
@@ -172,7 +194,7 @@ def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> 
     if trainer.monitor is not None:
         accuracy = trainer.evaluate(log)
         knn = {"top1": accuracy.top1, "top5": accuracy.top5, **trainer.knn_lines}
-    encoder = out / "encoder.pt"
+    encoder = out / ENCODER
     result = PretrainResult(str(out), str(encoder), config.optim.epochs, trainer.step, knn)
 
     def write() -> None:
@@ -180,8 +202,7 @@ def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> 
         plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
         log.synced_bytes()  # a finished run has all its rows
         with writing(encoder):
-            write_whole(encoder, serialised(plain))
-            write_whole(out / "result.json", json.dumps(asdict(result), indent=2).encode())
+            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(plain))
 
     on_rank_zero(write)
     logger.info("student's backbone: %s (torchvision's keys)", encoder)
@@ -275,19 +296,42 @@ def description(config: PretrainConfig, images: Images, teacher: Teacher | None)
     }
 
 
+def finished_run(out: Path) -> dict[str, Any] | None:
+    """The result of a run that is finished; None when it is not, or a damaged result can be made anew.
+
+    Raises:
+        UserError: when it cannot: training would start from nothing.
+    """
+    try:
+        result, told = read_result(out, RESULT, ENCODER), ""
+        if result is None and (out / ENCODER).exists():
+            told = f"{out / 'result.json'} is missing"
+    except UserError as error:
+        result, told = None, str(error)
+    if told and not Checkpoints(out / "checkpoints").paths():
+        raise UserError(f"{told}, and no checkpoint is left to make it anew from: restore it, or choose another --out")
+    return result
+
+
 @contextmanager
 def run_folder(
-    out: Path, run: dict[str, Any], check: Callable[[Path, dict[str, Any], dict[str, Any]], None]
+    out: Path,
+    run: dict[str, Any],
+    check: Callable[[Path, dict[str, Any], dict[str, Any]], None],
+    read: Callable[[Path], dict[str, Any] | None] = read_plain,
 ) -> Iterator[dict[str, Any] | None]:
     """Open a run's folder for this run alone; yields the saved result if the run is finished.
+
+    A start that failed before its first step holds nothing, so other settings may take its place.
 
     Args:
         out: the folder, made if need be.
         run: what the run is, saved as its `config.json`.
         check: raises UserError when the saved description (second argument) is of another run than the third.
+        read: the saved result, None where there is none.
 
     Raises:
-        UserError: when the folder cannot be, is in use, holds something else, or another run.
+        UserError: when the folder cannot be, is in use, is damaged, holds something else, or another run.
         DiskError: when the disk does not take it.
     """
     locks: list[Any] = []  # open while the block runs
@@ -296,18 +340,22 @@ def run_folder(
         with writing(out, ELSEWHERE, at_start=True):
             out.mkdir(parents=True, exist_ok=True)
             if not is_free(out, frozenset({JOBS})):
-                raise UserError(f"{out} is not empty and holds no run: choose another --out")
+                raise no_run(out)
             locks.append((out / ".lock").open("w"))
             try:
                 # not flock, which the data workers would inherit and hold for seconds after this process was killed
                 fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
-            if not (out / "config.json").exists():
+            # asked under the lock: nobody can be about to train
+            if not (out / "config.json").exists() or nothing_trained(out):
+                forget_start(out)
                 write_whole(out / "config.json", json.dumps(run, indent=2).encode())
-        check(out, json.loads((out / "config.json").read_text()), run)
-        result = out / "result.json"
-        return dict(json.loads(result.read_text())) if result.exists() else None
+        try:
+            check(out, saved_description(out), run)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise damaged_description(out) from error
+        return read(out)
 
     try:
         yield on_rank_zero(enter)

@@ -1,7 +1,10 @@
 """Load a backbone's weights from any usual checkpoint: strictly, safely, with an account of what was done."""
 
 import hashlib
+import io
+import os
 import pickle
+import warnings
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -13,9 +16,12 @@ from torchvision.models.resnet import ResNet
 
 from mgd_ssl.encoders import BACKBONES, build_backbone
 from mgd_ssl.errors import UserError
+from mgd_ssl.plain import casts, check_names, check_plain, check_values, shown
+from mgd_ssl.records import CompressedError, check_records
 
 ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
 OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1, and without influence
+MOST_TOLD = 10  # groups of tensors that are not used
 MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of what torch.save writes: now, and before torch 1.6
 
 
@@ -28,11 +34,15 @@ class LoadReport(NamedTuple):
     prefix: str  # stripped from the file's keys
     num_loaded: int  # tensors of the backbone
     unused: dict[str, int]  # what else the file holds: first part of the key -> number of tensors
+    cast: tuple[tuple[str, int], ...] = ()  # types that became float32, and how many tensors
 
     def __str__(self) -> str:
-        unused = ", ".join(f"{name} ({count})" for name, count in self.unused.items()) or "nothing"
+        counts = [f"{shown(name)} ({count})" for name, count in self.unused.items()]
+        more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
+        unused = ", ".join(counts[:MOST_TOLD]) + more or "nothing"
+        cast = "".join(f"; {count} of them cast from {kind} to float32" for kind, count in self.cast)
         return (
-            f"{self.path}: {self.num_loaded} tensors -> {self.arch} "
+            f"{self.path}: {self.num_loaded} tensors -> {self.arch}{cast} "
             f"(prefix {self.prefix!r} stripped; not used: {unused}; sha256 {self.sha256[:12]})"
         )
 
@@ -41,36 +51,76 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint file as a dictionary on the CPU, without running any code it may carry.
 
     Raises:
-        UserError: when the file is missing, truncated, no checkpoint, or needs more than tensors and builtins.
+        UserError: when the file is missing, truncated or damaged (its checksums say so), no checkpoint, or needs more
+            than tensors and builtins.
     """
-    if not path.is_file():
+    return parsed(read_torch_file(path), path)
+
+
+def read_torch_file(path: Path) -> bytes:
+    """The bytes of a file torch.save wrote, held against their checksums; read once, whatever is done with them.
+
+    Raises:
+        UserError: when there is no such file, it cannot be read, is something else, or damaged.
+    """
+    if not os.path.isfile(path):  # not Path.is_file, which raises for some names
         raise UserError(f"{path} is not a file: pass the path of a checkpoint")
     try:
         with path.open("rb") as file:
             head = file.read(4)
+            if not any(magic.startswith(head) for magic in MAGICS):
+                raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save")
+            content = head + file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        check_records(content)
+    except CompressedError as error:
+        raise UserError(
+            f"{path} holds compressed records (first: {shown(str(error))}), which torch.save does not write: load it "
+            "where you trust it, and save it again with torch.save"
+        ) from error
+    except ValueError as error:
+        raise damaged(path) from error
+    return content
+
+
+def parsed(content: bytes, path: Path) -> dict[str, Any]:
+    """The dictionary in the bytes of a file, whose path is named in errors.
+
+    Raises:
+        UserError: as `read_checkpoint` says.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what odd files hold
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the reader raise anything: IndexError, struct.error, OSError, ...
-        if not any(magic.startswith(head) for magic in MAGICS):
-            raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save") from error
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(
                 f"{path} holds Python objects besides tensors, which could run code when they are loaded, so it is "
                 "refused: save its state dict alone with torch.save(model.state_dict(), ...) where you trust it"
             ) from error
-        raise UserError(f"{path} is truncated or damaged: copy or download it again") from error
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript archive: save the state dict of its network") from error
+        raise damaged(path) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights: save a state dict")
     return checkpoint
 
 
+def damaged(path: Path) -> UserError:
+    """What to tell of a file that is not what was written."""
+    if path.name == "encoder.pt" and path.with_name("config.json").is_file():
+        return UserError(f"{path} is truncated or damaged: run the command of its run again, which makes it anew")
+    return UserError(f"{path} is truncated or damaged: copy or download it again")
+
+
 def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadReport]:
     """A trained backbone from a file: MoCo's checkpoints, ours, or a plain torchvision state dict.
 
-    Every tensor of the backbone but the classifier must be there with its shape and be finite, and the BatchNorms
-    must have seen data.
+    Every tensor of the backbone but the classifier must be there with its shape, dense, of floating point and finite
+    in float32, which it is cast to; the BatchNorms must have seen data, and their variances may not be negative.
 
     Args:
         path: of the file.
@@ -82,13 +132,15 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     Raises:
         UserError: naming the file, the first tensor at fault and the remedy.
     """
-    state = _tensors(read_checkpoint(path), path)
+    content = read_torch_file(path)
+    state = _tensors(parsed(content, path), path)
     prefix = _prefix(state, path)
     found = {
         key.removeprefix(prefix): value
         for key, value in state.items()
         if key.startswith(prefix) and not key.removeprefix(prefix).startswith("fc.")
     }
+    check_plain(found, path)
     arch = arch or _fitting_arch(found, path)
     backbone = build_backbone(arch)
     backbone.fc = torch.nn.Identity()
@@ -100,7 +152,8 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
 
     others = (key for key in state if key.removeprefix(prefix) not in found)
     unused = Counter(_group(key) for key in others)
-    report = LoadReport(path, sha256_of(path), arch, prefix, len(found), dict(unused))
+    sha256 = hashlib.sha256(content).hexdigest()
+    report = LoadReport(path, sha256, arch, prefix, len(found), dict(unused), casts(found))
     return backbone, report
 
 
@@ -118,6 +171,7 @@ def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
     state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} holds no tensors by name: pass a checkpoint with a state dict")
+    check_names(state, path)
     return state
 
 
@@ -129,7 +183,8 @@ def _prefix(state: dict[str, Tensor], path: Path) -> str:
         return chosen[0]
     if not chosen:
         raise UserError(f"{path} holds no ResNet (no key ends in {ANCHOR!r}): pass a ResNet's checkpoint")
-    raise UserError(f"{path} holds several networks ({', '.join(map(repr, chosen))}): save the one you want alone")
+    several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
+    raise UserError(f"{path} holds several networks ({several}): save the one you want alone")
 
 
 @cache
@@ -158,8 +213,8 @@ def _check_fits(found: dict[str, Tensor], wanted: dict[str, torch.Size], arch: s
         return
     faults = [
         f"{len(missing)} tensors are missing (first: {missing[0]})" if missing else "",
-        f"{len(unexpected)} do not belong to it (first: {unexpected[0]})" if unexpected else "",
-        f"{len(reshaped)} have another shape (first: {reshaped[0]} is {list(found[reshaped[0]].shape)}, "
+        f"{len(unexpected)} do not belong to it (first: {shown(unexpected[0])})" if unexpected else "",
+        f"{len(reshaped)} have another shape (first: {shown(reshaped[0])} is {list(found[reshaped[0]].shape)}, "
         f"not {list(wanted[reshaped[0]])})"
         if reshaped
         else "",
@@ -171,9 +226,7 @@ def _check_fits(found: dict[str, Tensor], wanted: dict[str, torch.Size], arch: s
 
 
 def _check_trained(found: dict[str, Tensor], path: Path) -> None:
-    for key, value in found.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {key} holds values that are not finite: use an earlier checkpoint of that run")
+    check_values(found, path)
     means = [value for key, value in found.items() if key.endswith("running_mean")]
     if means and all(not value.any() for value in means):
         raise UserError(f"{path} was never trained (every BatchNorm's running mean is 0): pass a trained checkpoint")
