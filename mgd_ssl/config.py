@@ -118,7 +118,8 @@ class MGDConfig(Settings):
     matching_images: int = Field(20000, ge=1)
     """Training images a matching update looks at; the same ones at every update."""
     matching_epochs: tuple[int, ...] | None = None
-    """Matching is updated before training and after these epochs; None: the published ones, rescaled."""
+    """Matching is updated before training and after these epochs; no epoch at all (`[]` in a file, the flag without a
+    value): before training only; None: the published ones, rescaled."""
 
 
 class OptimConfig(Settings):
@@ -172,7 +173,7 @@ class RuntimeConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype; float16 trains with a gradient scaler."""
+    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
     channels_last: bool = True
     """Memory format of images and weights."""
     compile: bool = False

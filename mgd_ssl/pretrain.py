@@ -15,7 +15,7 @@ import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
 from mgd_ssl.config import PretrainConfig, differences, parse
-from mgd_ssl.encoders import build_encoder, stage_taps
+from mgd_ssl.encoders import initial_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
@@ -196,9 +196,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMo
         UserError: when the architectures do not fit each other or the image size.
     """
     moco_config, mgd_config = config.moco, config.mgd
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_seed(config.seed, "weights"))
-        encoder = build_encoder(config.student, moco_config.dim, moco_config.head_width)
+    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
     taps = stage_taps(encoder)
     moco = MoCo(
         encoder,
