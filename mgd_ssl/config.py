@@ -100,6 +100,9 @@ class MoCoConfig(Settings):
     """EMA momentum of the key encoder."""
     temperature: float = Field(0.2, gt=0)
     """Softmax temperature."""
+    bn_splits: int = Field(1, ge=1)
+    """Parts of each process's batch that BatchNorm looks at one by one, keys shuffled over them: 8 in one process are
+    as 8 processes with a part each. With 1 in a single process BatchNorm is not shuffled at all."""
     head_width: int | None = Field(None, ge=1)
     """Hidden width of the projection head; None: that of the backbone, as published."""
 
