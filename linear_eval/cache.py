@@ -13,11 +13,13 @@ from typing import IO
 
 import numpy as np
 
+from linear_eval.checksum import ACCOUNT, Account, checked
 from linear_eval.frozen import FrozenBackbone
+from mgd_ssl.data import CROP_VERSION
 from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.features import Features, extract_features
 from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
-from mgd_ssl.images import Images, Unreadable
+from mgd_ssl.images import DECODER_VERSION, Images, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size
@@ -43,6 +45,9 @@ def cached_features(
 ) -> Features:
     """Raw features [n, d] (memory-mapped) and labels [n] of all images; from disk where they are there already.
 
+    On disk are the features and which image each is of (another one in place of an unreadable one), but no labels: the
+    same images may have others the next time. Features that are not what was written are computed anew.
+
     Args:
         folder: where the cache is, shared by all protocols and seeds.
         name: of the images in messages.
@@ -60,15 +65,34 @@ def cached_features(
         UserError: when the folder cannot be written, or features are not finite.
     """
     sha256, precision = backbone.report.sha256, str(runtime.precision or "float32").removeprefix("torch.")
-    key = on_rank_zero(lambda: f"{sha256[:16]}_{images.state()[:16]}_{image_size}_{precision}")
+    made_by = f"d{DECODER_VERSION}c{CROP_VERSION}"
+    key = on_rank_zero(lambda: f"{sha256[:16]}_{images.state()[:16]}_{image_size}_{precision}_{made_by}")
     place = folder / key
-    if on_rank_zero(lambda: (place / "labels.npy").is_file()):
+    if on_rank_zero(lambda: damage(place, len(images)) is None):
         logger.info("features of %s: from %s", name, place)
-        return read(place)
+        return read(place, labels)
     with alone(place, name, check_stop):
-        if not on_rank_zero(lambda: (place / "labels.npy").is_file()):  # else another process has just finished them
-            compute(place, name, backbone, images, labels, runtime, image_size, workers, report, check_stop)
-    return read(place)
+        if on_rank_zero(lambda: cleared(place, name, len(images))):
+            compute(place, name, backbone, images, runtime, image_size, workers, report, check_stop)
+    return read(place, labels)
+
+
+def damage(place: Path, total: int) -> str | None:
+    """What is wrong with a cache entry of `total` images, None when it is whole."""
+    try:
+        account, _, _ = checked(place, total, "c")
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if account.done == total else f"only {account.done} of {total} images are there"
+
+
+def cleared(place: Path, name: str, total: int) -> bool:
+    """Whether a cache entry has to be computed; a damaged one is removed, with a warning."""
+    wrong = damage(place, total)
+    if wrong is not None and place.exists():
+        logger.warning("features of %s: those in %s are damaged (%s), computing them anew", name, place, wrong)
+        shutil.rmtree(place, ignore_errors=True)
+    return wrong is not None  # else another process has just finished it
 
 
 def compute(
@@ -76,7 +100,6 @@ def compute(
     name: str,
     backbone: FrozenBackbone,
     images: Images,
-    labels: np.ndarray,
     runtime: Runtime,
     image_size: int,
     workers: int,
@@ -88,6 +111,7 @@ def compute(
     done = on_rank_zero(writer.open)
     if done:
         logger.info("features of %s: continuing after %d of %d", name, done, len(images))
+    indices = np.arange(len(images))  # in the place of labels: which image a feature is of
     earlier, started = done, time.monotonic()
     size = BATCH * world_size()
     keep = False
@@ -96,7 +120,7 @@ def compute(
             check_stop()
             rows = np.arange(done, min(done + size, len(images)))
             part = extract_features(
-                backbone, images, labels, rows, runtime,
+                backbone, images, indices, rows, runtime,
                 image_size=image_size, batch_size=BATCH, workers=workers, normalise=False, report=report,
             )  # fmt: skip
             check_finite(part.values, rows, images, backbone)
@@ -112,7 +136,7 @@ def compute(
         keep = True
         raise
     except DiskError:
-        keep = writer.done > 0
+        keep = writer.account.done > 0
         raise
     finally:
         if not keep and rank() == 0:
@@ -151,9 +175,10 @@ def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[No
             lock.close()
 
 
-def read(place: Path) -> Features:
-    """A cache entry; pages are copied when written to, so the files stay as they are."""
-    return Features(np.load(place / "values.npy", mmap_mode="c"), np.load(place / "labels.npy"))
+def read(place: Path, labels: np.ndarray) -> Features:
+    """A cache entry with the labels [n] of its images; pages are copied when written to, so the files stay as they
+    are."""
+    return Features(np.load(place / "values.npy", mmap_mode="c"), labels[np.load(place / "rows.npy")])
 
 
 def check_finite(values: np.ndarray, rows: np.ndarray, images: Images, backbone: FrozenBackbone) -> None:
@@ -169,7 +194,7 @@ def check_finite(values: np.ndarray, rows: np.ndarray, images: Images, backbone:
 class Writer:
     """A cache entry that is there whole or not at all: a folder that gets its name when it is finished.
 
-    What is in the unfinished folder up to the number in its file `done` is whole too, whatever ends the process.
+    What is in the unfinished folder up to the number in its account is whole too, whatever ends the process.
 
     Args:
         place: the entry.
@@ -177,47 +202,45 @@ class Writer:
     """
 
     def __init__(self, place: Path, total: int) -> None:
-        self.place, self.total, self.done = place, total, 0
+        self.place, self.total, self.account = place, total, Account()
         self.unfinished = place.with_name(f".{place.name}.unfinished")
         self.values: np.ndarray | None = None  # [total, d], mapped
-        self.labels: np.ndarray | None = None  # [total], mapped
+        self.rows: np.ndarray | None = None  # [total], mapped
 
     def open(self) -> int:
         """Take over an unfinished entry; returns how many of its rows are there."""
         try:
-            done = int((self.unfinished / "done").read_text())
-            values, labels = (np.load(self.unfinished / f"{name}.npy", mmap_mode="r+") for name in ("values", "labels"))
-        except (OSError, ValueError):  # there is none, or it was cut off before its first rows were whole
+            account, values, rows = checked(self.unfinished, self.total, "r+")
+        except (OSError, ValueError):  # there is none, it is damaged, or was cut off before its first rows were whole
             self.discard()
             return 0
-        assert len(values) == len(labels) == self.total
         with writing(self.place, ELSEWHERE):
             self._allocate()
-        self.values, self.labels, self.done = values, labels, done
-        return done
+        self.values, self.rows, self.account = values, rows, account
+        return account.done
 
     def write(self, part: Features) -> None:
-        """Append features."""
-        rows = slice(self.done, self.done + len(part.labels))
+        """Append features, with the images they are of in the place of labels."""
+        rows = slice(self.account.done, self.account.done + len(part.labels))
+        account = self.account.extended(part.values, part.labels)
         with writing(self.place, ELSEWHERE):
-            if self.values is None or self.labels is None:
+            if self.values is None or self.rows is None:
                 self.unfinished.mkdir(parents=True)
                 dim = part.values.shape[1]
                 self._reserve(self.total * dim * 4)
                 self.values = self._table("values", np.float32, (self.total, dim))
-                self.labels = self._table("labels", np.int64, (self.total,))
+                self.rows = self._table("rows", np.int64, (self.total,))
                 self._allocate()
-            self.values[rows], self.labels[rows] = part.values, part.labels
+            self.values[rows], self.rows[rows] = part.values, part.labels
             self._flush()
-            write_whole(self.unfinished / "done", str(rows.stop).encode())
-        self.done = rows.stop
+            write_whole(self.unfinished / ACCOUNT, account.text())
+        self.account = account
 
     def finish(self) -> None:
         """Give the entry its name."""
-        assert self.done == self.total
+        assert self.account.done == self.total
         with writing(self.place, ELSEWHERE):
             self.unfinished.rename(self.place)
-            (self.place / "done").unlink()
 
     def discard(self) -> None:
         """Remove what is unfinished."""
@@ -228,12 +251,12 @@ class Writer:
 
     def _allocate(self) -> None:
         """Take the room of both tables, because a full disk under a memory map would kill the process."""
-        for name in ("values", "labels"):
+        for name in ("values", "rows"):
             with (self.unfinished / f"{name}.npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     def _flush(self) -> None:
-        for table in (self.values, self.labels):
+        for table in (self.values, self.rows):
             assert isinstance(table, np.memmap)
             table.flush()
 

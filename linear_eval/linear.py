@@ -1,5 +1,6 @@
 """Linear evaluation from settings to a number with its protocol: check, compute features, train heads, measure."""
 
+import hashlib
 import json
 import os
 import signal
@@ -324,6 +325,8 @@ class Evaluator:
                 "precision": self.config.runtime.precision,
                 "train_images": on_rank_zero(self.train[0].fingerprint),
                 "val_images": on_rank_zero(self.val[0].fingerprint),
+                "train_labels": hash_of_labels(self.train.labels),
+                "val_labels": hash_of_labels(self.val.labels),
                 "backbone": f"{report.arch} {report.sha256}",
             },
             "environment": environment(),
@@ -354,6 +357,11 @@ def finished_evaluation(folder: Path) -> dict[str, Any] | None:
         return read_result(folder, RESULT, HEAD)
     except UserError:
         return None
+
+
+def hash_of_labels(labels: np.ndarray) -> str:
+    """Hash of class indexes [n]: the same images may be labelled otherwise."""
+    return hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()
 
 
 def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -100,6 +100,9 @@ class MoCoConfig(Settings):
     """EMA momentum of the key encoder."""
     temperature: float = Field(0.2, gt=0)
     """Softmax temperature."""
+    bn_splits: int = Field(1, ge=1)
+    """Parts of each process's batch that BatchNorm looks at one by one, keys shuffled over them: 8 in one process are
+    as 8 processes with a part each. With 1 in a single process BatchNorm is not shuffled at all."""
     head_width: int | None = Field(None, ge=1)
     """Hidden width of the projection head; None: that of the backbone, as published."""
 
@@ -118,7 +121,8 @@ class MGDConfig(Settings):
     matching_images: int = Field(20000, ge=1)
     """Training images a matching update looks at; the same ones at every update."""
     matching_epochs: tuple[int, ...] | None = None
-    """Matching is updated before training and after these epochs; None: the published ones, rescaled."""
+    """Matching is updated before training and after these epochs; no epoch at all (`[]` in a file, the flag without a
+    value): before training only; None: the published ones, rescaled."""
 
 
 class OptimConfig(Settings):
@@ -172,7 +176,7 @@ class RuntimeConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype; float16 trains with a gradient scaler."""
+    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
     channels_last: bool = True
     """Memory format of images and weights."""
     compile: bool = False

@@ -153,6 +153,9 @@ class Space(NamedTuple):
     rows: Tensor  # [2, N, 15]
 
 
+CROP_VERSION = 1  # to be raised when the pixels of `CentreCrops` change; caches of features hold it
+
+
 class CentreCrops(Samples, Dataset[EvalBatch]):
     """The image as it is evaluated: short side to 256/224 of the size, centre crop (as published)."""
 

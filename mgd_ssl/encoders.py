@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mgd_ssl.errors import UserError, nearest
 from moco import projection_head
+from moco.keyed import keyed_seed
 
 
 class ThinResNet(ResNet):
@@ -85,6 +87,13 @@ def build_encoder(name: str, dim: int, head_width: int | None = None) -> ResNet:
     encoder = build_backbone(name)
     encoder.fc = projection_head(encoder.fc.in_features, dim, head_width)
     return encoder
+
+
+def initial_encoder(name: str, dim: int, head_width: int | None, seed: int) -> ResNet:
+    """`build_encoder` with the weights a run of this seed begins with, on the CPU; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "weights"))
+        return build_encoder(name, dim, head_width)
 
 
 def trunk(encoder: ResNet) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mgd_ssl.checkpoint import FORMAT, Checkpoints
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, chosen_backend, subset, view_policy
-from mgd_ssl.encoders import trunk
+from mgd_ssl.encoders import initial_encoder, trunk
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.features import Leaving
 from mgd_ssl.images import Images
@@ -25,7 +25,7 @@ from mgd_ssl.monitor import KNNMonitor
 from mgd_ssl.rematch import save_costs, share_norm_statistics, update_matching
 from mgd_ssl.ring import view_batches
 from mgd_ssl.runtime import Runtime, StopRequest
-from mgd_ssl.schedule import learning_rate, matching_epochs
+from mgd_ssl.schedule import chosen_matching_epochs, learning_rate
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.teacher import Teacher
 from moco.augment_device import finish_views
@@ -63,9 +63,10 @@ class Trainer:
         optim = config.optim
         self.steps_per_epoch = len(images) // optim.batch_size
         self.total_steps = optim.epochs * self.steps_per_epoch
-        self.matching_epochs = {0, *(config.mgd.matching_epochs or matching_epochs(optim.epochs))}
+        self.matching_epochs = {0, *chosen_matching_epochs(config.mgd.matching_epochs, optim.epochs)}
         self.step = 0  # finished steps
         self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
+        self.knn_lines_of = ""  # identity of the monitor that measured them
         self.meter = Meter(runtime.device)
         self.leaving: Leaving = lambda batches, most: batches  # while training, ends the work between two epochs too
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -236,12 +237,8 @@ class Trainer:
         assert self.monitor is not None
         share_norm_statistics(self.method.moco.encoder_q)  # every rank classifies a part, with what is saved
         student = self.monitor.evaluate(trunk(self.method.moco.encoder_q), self.leaving)
-        if self.step == 0:
-            self.knn_lines = {"random_top1": student.top1, "random_top5": student.top5}
-            logger.info("%s", self.monitor.protocol)
-            if self.teacher is not None:
-                teacher = self.monitor.evaluate(trunk(self.teacher.backbone), self.leaving)
-                self.knn_lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
+        if self.knn_lines_of != self.monitor.identity:
+            self.draw_knn_lines(student)
         log.write("knn", self.step, {**student._asdict(), **self.knn_lines, "protocol": self.monitor.protocol})
         teacher_top1 = self.knn_lines.get("teacher_top1")
         logger.info(
@@ -252,6 +249,27 @@ class Trainer:
             "" if teacher_top1 is None else f", teacher {teacher_top1:.2f}",
         )
         return student
+
+    def draw_knn_lines(self, student: Accuracy) -> None:
+        """Measure what the student lies between, the encoder the run began with and the teacher; anew when the k-NN
+        evaluation was switched on or changed while the run went on.
+
+        Args:
+            student: accuracy of the student as it is.
+        """
+        assert self.monitor is not None
+        logger.info("%s", self.monitor.protocol)
+        random = student
+        if self.step > 0:
+            moco = self.config.moco
+            encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
+            encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format)
+            random = self.monitor.evaluate(trunk(encoder), self.leaving)
+        lines = {"random_top1": random.top1, "random_top5": random.top5}
+        if self.teacher is not None:
+            teacher = self.monitor.evaluate(trunk(self.teacher.backbone), self.leaving)
+            lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
+        self.knn_lines, self.knn_lines_of = lines, self.monitor.identity
 
     def log_step(self, log: RunLog, lr: float, clock: Clock) -> None:
         """A row of metrics, and the progress line."""
@@ -319,6 +337,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "meter": {"sums": self.meter.sums, "num_steps": self.meter.num_steps},
             "knn_lines": self.knn_lines,
+            "knn_lines_of": self.knn_lines_of,
             "metrics_bytes": metrics_bytes,
         }
 
@@ -332,7 +351,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meter.sums.copy_(state["meter"]["sums"])
         self.meter.num_steps = state["meter"]["num_steps"]
-        self.knn_lines = state["knn_lines"]
+        self.knn_lines, self.knn_lines_of = state["knn_lines"], state.get("knn_lines_of", "")
 
     @property
     def on_gpu(self) -> bool:

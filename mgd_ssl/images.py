@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mgd_ssl.errors import UserError
 
+DECODER_VERSION = 1  # to be raised when the pixels of any file change; caches of features hold it
 EXTENSIONS = frozenset(
     [
         ".jpg",

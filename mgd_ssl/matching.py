@@ -31,9 +31,10 @@ def matching_cost(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         ValueError: when the two differ in images or spatial size.
     """
     check_same_size(student_map, teacher_map)
-    s, t = normalised_pixels(student_map), normalised_pixels(teacher_map)  # [NHW, C_s], [NHW, C_t]
-    # the sum of the cosines over the images is one product over all their pixels
-    return 2 * student_map.shape[0] - 2 * (s.T @ t)
+    with torch.autocast(student_map.device.type, enabled=False):  # it would round the product to half precision
+        s, t = normalised_pixels(student_map), normalised_pixels(teacher_map)  # [NHW, C_s], [NHW, C_t]
+        # the sum of the cosines over the images is one product over all their pixels
+        return 2 * student_map.shape[0] - 2 * (s.T @ t)
 
 
 def normalised_pixels(feature_map: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from mgd_ssl.mgd import MGD, Target
 from mgd_ssl.taps import FeatureTaps
 from moco import MoCo
 
+ROUNDING = 2e-6  # of a cosine of two vectors, summed in float32 in whatever order
+
 
 class Losses(NamedTuple):
     """Terms of one step."""
@@ -18,7 +20,7 @@ class Losses(NamedTuple):
     total: Tensor  # scalar: contrastive + weight * distillation
     contrastive: Tensor  # scalar InfoNCE
     distillation: Tensor  # scalar, before the weight; 0 without a teacher
-    accuracy: Tensor  # scalar: share of queries whose own key is nearer than the whole queue
+    accuracy: Tensor  # scalar: share of queries whose own key is strictly nearer than the whole queue
     keys: Tensor  # [N, dim], to be enqueued after the backward pass
 
 
@@ -57,7 +59,7 @@ class DistilledMoCo(nn.Module):
         with self.taps.record() as student_maps:
             logits, labels, keys = self.moco(im_q, im_k, shuffle_seed)  # [N, 1 + K]
         contrastive = F.cross_entropy(logits, labels)
-        accuracy = (logits[:, 0] >= logits.amax(dim=1)).float().mean()  # the positive is entry 0
+        accuracy = self.nearer(logits).float().mean()
 
         # distillation loss
         if self.mgd is None or targets is None:
@@ -66,6 +68,16 @@ class DistilledMoCo(nn.Module):
             distillation = self.mgd.loss(student_maps, targets)
         total = contrastive + self.weight * distillation
         return Losses(total, contrastive.detach(), distillation.detach(), accuracy, keys)
+
+    @torch.no_grad()
+    def nearer(self, logits: Tensor) -> Tensor:
+        """Whether each query [N] is strictly nearer to its own key, entry 0 of [N, 1 + K], than to the whole queue.
+
+        By more than rounding: the two are computed by different kernels, so where all keys are the same (a collapsed
+        encoder) one comes out above the other by chance.
+        """
+        rounding = (ROUNDING + torch.finfo(logits.dtype).eps) / self.moco.temperature
+        return logits[:, 0] - logits[:, 1:].amax(dim=1) > rounding
 
     @torch.no_grad()
     def student_maps(self, images: Tensor) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """k-NN accuracy of the student while it trains, between a random encoder's and the teacher's."""
 
+import hashlib
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -11,7 +13,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.features import Leaving, extract_features, scan_labelled
 from mgd_ssl.images import Images
 from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
-from mgd_ssl.runtime import Runtime
+from mgd_ssl.runtime import Runtime, on_rank_zero
 from mgd_ssl.skipped import SkippedFiles
 
 
@@ -52,6 +54,18 @@ class KNNMonitor:
         self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
         if config.k > len(self.bank_indices):
             raise UserError(f"knn.k is {config.k} but only {len(self.bank_indices)} images vote: choose a smaller k")
+
+    @cached_property
+    def identity(self) -> str:
+        """The protocol with a hash of what votes and what is classified: numbers of one identity may be compared."""
+
+        def contents() -> str:
+            digest = hashlib.sha256((self.bank.fingerprint() + self.queries.fingerprint()).encode())
+            for array in (self.bank_labels, self.query_labels, self.bank_indices):
+                digest.update(array.astype(np.int64).tobytes())
+            return digest.hexdigest()
+
+        return f"{self.protocol}, images {on_rank_zero(contents)}"
 
     @property
     def protocol(self) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
-from mgd_ssl.config import PretrainConfig, differences, parse
-from mgd_ssl.encoders import build_encoder, stage_taps
+from mgd_ssl.config import PretrainConfig, differences, flattened, parse
+from mgd_ssl.encoders import initial_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, UserError, once_trained
@@ -36,6 +36,12 @@ from mgd_ssl.teacher import Teacher
 from moco import MoCo
 from moco.dist import world_size
 from moco.keyed import keyed_seed
+from moco.split_norm import split_batch_norms
+
+UNSHUFFLED = (
+    "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
+    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn_splits 8 does it over 8 parts in one"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def check(argv: Sequence[str]) -> Path:
     saved = out / "config.json"
     if saved.is_file() and (in_use(out) or not nothing_trained(out)):
         try:
-            changed = differences(saved_description(out)["config"], config.model_dump(mode="json"))
+            changed = differences(completed(saved_description(out)["config"]), config.model_dump(mode="json"))
         except (LookupError, TypeError, AttributeError) as error:
             raise damaged_description(out) from error
         check_same(out, changed)
@@ -146,6 +152,8 @@ def run(
         for complaint in complaints:
             logger.warning("%s", complaint)
         logger.info("%s", summary(config, images, runtime))
+        if world_size() * config.moco.bn_splits == 1:
+            logger.info("%s", UNSHUFFLED)
         if teacher is not None:
             logger.info("teacher %s", teacher.report)
             warn_of_unfinished(config, teacher)
@@ -216,9 +224,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMo
         UserError: when the architectures do not fit each other or the image size.
     """
     moco_config, mgd_config = config.moco, config.mgd
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_seed(config.seed, "weights"))
-        encoder = build_encoder(config.student, moco_config.dim, moco_config.head_width)
+    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
     taps = stage_taps(encoder)
     moco = MoCo(
         encoder,
@@ -227,6 +233,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMo
         moco_config.momentum,
         moco_config.temperature,
         seed=keyed_seed(config.seed, "queue"),
+        bn_splits=moco_config.bn_splits,
     )
     if teacher is None:
         return DistilledMoCo(moco)
@@ -240,6 +247,8 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMo
         )
     except ValueError as error:
         raise UserError(f"{config.student} cannot learn from {config.teacher}: {error}") from error
+    if moco_config.bn_splits > 1:
+        split_batch_norms(mgd.norms, moco_config.bn_splits)
     method = DistilledMoCo(moco, mgd, [tap.relu for tap in taps], mgd_config.weight)
     check_maps(method, teacher, config)
     return method
@@ -282,6 +291,12 @@ def check_sizes(config: PretrainConfig, num_images: int) -> None:
         raise UserError(
             f"optim.batch_size {batch} does not give each of {processes} processes the same number of at least "
             "2 images: change either"
+        )
+    local, splits = batch // processes, config.moco.bn_splits
+    if local % splits or local // splits < 2:
+        raise UserError(
+            f"the {local} images of a process and step cannot be split into moco.bn_splits {splits} equal parts of at "
+            "least 2 images: change that or optim.batch_size"
         )
 
 
@@ -376,7 +391,7 @@ def in_use(out: Path) -> bool:
 
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise UserError when a folder's run had other settings, images or another teacher."""
-    changed = differences(old["config"], new["config"])
+    changed = differences(completed(old["config"]), new["config"])
     if old["teacher"] != new["teacher"]:
         told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
         changed.append(f"teacher: {told[0]} -> {told[1]}")
@@ -384,6 +399,11 @@ def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         counts = [run["data"]["num_images"] for run in (old, new)]
         changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
     check_same(out, changed)
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings, with the defaults of those which the version that saved them did not have."""
+    return flattened(PretrainConfig().model_dump(mode="json")) | flattened(saved)
 
 
 def check_same(out: Path, changed: list[str]) -> None:

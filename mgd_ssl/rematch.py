@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,15 @@ def update_matching(
     """Match the student's channels anew; the same assignments end on every rank.
 
     The statistics are those of the published program: both networks in eval mode, centre crops, the same images at
-    every update; but every process takes its own part of them.
+    every update; but every process takes its own part of them. All of it is computed in float32, whatever the precision
+    of the training: half precision would match some channels otherwise, and this is rare.
 
     Args:
         method: with an MGD, whose assignments (and margins, if measured) are overwritten.
         teacher: the frozen teacher.
         crops: where the images come from.
         indices: the images to look at.
-        runtime: device and precision.
+        runtime: device; its precision is that of training, not of the matching.
         batch_size: images in a forward pass of one process.
         workers: data processes.
         measure_margins: replace the margins by those measured on the way.
@@ -67,7 +69,7 @@ def update_matching(
         for batch in leaving(loader, most):
             report(batch.unreadable)
             images = runtime.images(batch.images)
-            with runtime.autocast():
+            with full_precision(runtime.device):
                 statistics.update(method.student_maps(images), teacher(images))
     method.train(was_training)
     for total in statistics.tensors():
@@ -86,6 +88,18 @@ def update_matching(
         broadcast(assignment)
     mgd.matched = True
     return changes
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32: neither autocast nor, in convolutions on a GPU, TF32, which torch allows by default."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def share_norm_statistics(network: nn.Module) -> None:

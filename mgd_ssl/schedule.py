@@ -1,6 +1,7 @@
 """When the learning rate and the matching change."""
 
 import math
+from collections.abc import Sequence
 
 
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, warmup_epochs: float, by: str) -> float:
@@ -20,6 +21,11 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, war
     if epoch < warmup_epochs:
         return peak * (0.001 + 0.999 * epoch / warmup_epochs)
     return peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def chosen_matching_epochs(chosen: Sequence[int] | None, epochs: int) -> tuple[int, ...]:
+    """Epochs after which the matching is updated: those chosen, none of them for an empty list; None: the published."""
+    return matching_epochs(epochs) if chosen is None else tuple(chosen)
 
 
 def matching_epochs(epochs: int) -> tuple[int, ...]:

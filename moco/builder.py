@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moco.dist import gather_batch, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
+from moco.split_norm import split_batch_norms
 
 
 class MoCoOutput(NamedTuple):
@@ -45,6 +46,8 @@ class MoCo(nn.Module):
         momentum: share of the key encoder that survives an update, in [0, 1).
         temperature: softmax temperature, above 0.
         seed: of the random unit vectors that fill the queue before the first keys.
+        bn_splits: parts of each process's batch over which the encoders' BatchNorms are computed apart, with the keys
+            shuffled over all parts; several let one process compute what as many processes would.
 
     Raises:
         ValueError: for a size or factor out of its range.
@@ -61,8 +64,11 @@ class MoCo(nn.Module):
         momentum: float = 0.999,
         temperature: float = 0.2,
         seed: int = 0,
+        bn_splits: int = 1,
     ) -> None:
         super().__init__()
+        if bn_splits < 1:
+            raise ValueError(f"bn_splits is {bn_splits}: choose 1, or the number of parts of a batch")
         if dim < 1 or queue_size < 1:
             raise ValueError(f"dim is {dim} and queue_size is {queue_size}: both must be at least 1")
         if not 0 <= momentum < 1:
@@ -71,7 +77,10 @@ class MoCo(nn.Module):
             raise ValueError(f"temperature is {temperature}: choose a value above 0, MoCo v2 uses 0.2")
         self.momentum = momentum
         self.temperature = temperature
+        self.bn_splits = bn_splits
 
+        if bn_splits > 1:
+            split_batch_norms(encoder, bn_splits)
         self.encoder_q = encoder
         self.encoder_k = copy.deepcopy(encoder)
         for parameter in self.encoder_k.parameters():
@@ -109,8 +118,8 @@ class MoCo(nn.Module):
     def encode_keys(self, im_k: Tensor, shuffle_seed: int) -> Tensor:
         """Keys [N, dim] of the key views, encoded in shuffled order."""
         order = permutation(im_k.shape[0] * world_size(), shuffle_seed)  # [G]
-        k = self.encoder_k(shuffle_batch(im_k, order))
-        return unshuffle_batch(F.normalize(k, dim=1), order)
+        k = self.encoder_k(shuffle_batch(im_k, order, self.bn_splits))
+        return unshuffle_batch(F.normalize(k, dim=1), order, self.bn_splits)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

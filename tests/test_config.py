@@ -221,3 +221,24 @@ def test_keys_that_only_one_side_has_are_differences() -> None:
 
 def test_what_is_free_to_change_exists() -> None:
     assert set(FREE_TO_CHANGE) <= set(keys_of(PretrainConfig))
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "epochs"),
+    [
+        ("", [], None),
+        ("[mgd]\nmatching_epochs = []", [], ()),
+        ("[mgd]\nmatching_epochs = [2, 4]", [], (2, 4)),
+        ("", ["--mgd.matching-epochs"], ()),
+        ("[mgd]\nmatching_epochs = [2, 4]", ["--mgd.matching-epochs"], ()),
+        ("[mgd]\nmatching_epochs = []", ["--mgd.matching-epochs", "None"], None),
+        ("[mgd]\nmatching_epochs = []", ["--mgd.matching-epochs", "3"], (3,)),
+        ("", ["--mgd.matching-epochs", "--seed", "1"], ()),
+    ],
+)
+def test_no_matching_epoch_is_not_the_default(
+    file: str, flags: list[str], epochs: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    config = parsed("--config", str(toml(tmp_path, file)), *flags)
+    assert config.mgd.matching_epochs == epochs
+    assert PretrainConfig(**config.model_dump(mode="json")).mgd.matching_epochs == epochs

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch
-from mgd_ssl.encoders import build_backbone
+from mgd_ssl.encoders import build_backbone, build_encoder
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
 from mgd_ssl.method import Losses
@@ -29,6 +29,7 @@ from mgd_ssl.runtime import process as this_process
 from mgd_ssl.teacher import Teacher
 from moco.dist import gather_batch, rank, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
+from moco.split_norm import split_batch_norms
 from tests.runs import (
     DEADLINE,
     assert_same_end,
@@ -146,6 +147,34 @@ def train_plain() -> dict[str, Any]:
     return {"state": method.state_dict(), "losses": torch.stack(losses)}
 
 
+def train_with_norms() -> dict[str, Any]:
+    """Three steps of networks with BatchNorm: two ranks with a part each, or one process with a batch in two parts."""
+    splits = 2 // world_size()
+    torch.manual_seed(0)
+    encoder = build_encoder("thin_resnet10", 8).to(memory_format=torch.channels_last)
+    mgd = MGD([16, 32, 64, 128], [32, 32, 64, 256])
+    mgd.rematch([torch.rand(s, t) for s, t in zip(mgd.student_channels, mgd.teacher_channels, strict=True)])
+    moco = MoCo(encoder, 8, 24, momentum=0.9, bn_splits=splits)
+    split_batch_norms(mgd.norms, splits)
+    method = DistilledMoCo(moco, mgd, [f"layer{i}.0.relu" for i in range(1, 5)], weight=1e-2)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.05, 0.9)
+    model = method if world_size() == 1 else DistributedDataParallel(method, broadcast_buffers=False)
+    losses = []
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        im_q, im_k = torch.randn(2, 12, 3, 32, 32, generator=generator)
+        im_q[:6] += 1  # the ranks' statistics differ
+        shapes = zip(mgd.teacher_channels, (16, 8, 4, 2), strict=True)
+        maps = [torch.randn(12, c, s, s, generator=generator) for c, s in shapes]
+        step_losses = model(part(im_q), part(im_k), mgd.reduce([part(m) for m in maps]), step)
+        step_losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moco.enqueue(step_losses.keys)
+        losses.append(torch.stack([step_losses.contrastive, step_losses.distillation]))
+    return {"state": method.state_dict(), "losses": torch.stack(losses)}
+
+
 def match(images: Path, teacher_file: Path) -> dict[str, Any]:
     """A matching update with measured margins."""
     with this_process(RuntimeConfig(device="cpu", threads=1)) as runtime:
@@ -218,6 +247,7 @@ def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         dist.init_process_group("gloo")
     found["train"] = train_plain()
+    found["norms"] = train_with_norms()
     if world_size() > 1:
         found["collectives"] = check_collectives()
         dist.destroy_process_group()
@@ -292,6 +322,19 @@ def test_weights_and_queue_do_not_depend_on_the_number_of_ranks(found: dict[int,
         assert one.keys() == single.keys()
         for name, value in one.items():
             torch.testing.assert_close(value, single[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_split_batch_norms_in_one_process_are_those_of_two(found: dict[int, list[Any]]) -> None:
+    [single] = (one["norms"] for one in found[1])
+    mean = torch.stack([one["norms"]["losses"] for one in found[2]]).mean(dim=0)
+    torch.testing.assert_close(mean, single["losses"], rtol=1e-4, atol=1e-5)
+    for number, one in enumerate(one["norms"]["state"] for one in found[2]):
+        assert one.keys() == single["state"].keys()
+        for name, value in one.items():
+            if number == 0 or "running" not in name:  # rank 0's statistics are what is saved
+                torch.testing.assert_close(value, single["state"][name], rtol=1e-3, atol=1e-4, msg=name)
+    statistic = "moco.encoder_k.bn1.running_mean"
+    assert (found[2][0]["norms"]["state"][statistic] - found[2][1]["norms"]["state"][statistic]).abs().max() > 1e-3
 
 
 def test_mean_of_the_ranks_losses_is_the_loss_of_one_process(found: dict[int, list[Any]]) -> None:

@@ -25,10 +25,12 @@ from mgd_ssl.encoders import build_backbone
 from mgd_ssl.engine import Trainer
 from mgd_ssl.images import ImageList
 from mgd_ssl.log import RunLog, logger
+from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.pretrain import build_method
 from mgd_ssl.runtime import AUTOCAST, Runtime, cores
 from mgd_ssl.skipped import SkippedFiles
+from moco import MoCo
 from tests.runs import flags, rows, steps_saved, tiny, trained_teacher
 
 
@@ -171,6 +173,14 @@ def test_rows_have_the_documented_keys(image_folder: Path, tmp_path: Path, teach
         assert row["epoch"] == row["step"] / 3
 
 
+@pytest.mark.parametrize(("chosen", "after"), [((), [0]), ((1, 2), [0, 1, 2]), (None, [0, 1, 2])])
+def test_matching_is_updated_before_training_and_after_the_chosen_epochs(
+    chosen: tuple[int, ...] | None, after: list[int], image_folder: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    pretrain(**tiny(image_folder, tmp_path / "run", teacher=teacher_file, mgd={"matching_epochs": chosen}))
+    assert [row["epoch"] for row in rows(tmp_path / "run") if row["kind"] == "matching"] == after
+
+
 def test_row_is_the_average_of_the_steps_since_the_row_before(image_folder: Path, tmp_path: Path) -> None:
     for name, every in (("each", 1), ("pairs", 2)):
         pretrain(**one_epoch(image_folder, tmp_path / name, runtime={"log_every": every}))
@@ -289,6 +299,44 @@ def test_command_ends_with_3_when_the_learning_rate_explodes(
     assert main(["pretrain", *flags(settings)]) == 3
     told = capsys.readouterr().err
     assert "mgd-ssl: the loss of step" in told and "Traceback" not in told
+
+
+# accuracy
+
+
+class Constant(nn.Module):
+    """A collapsed encoder: one vector, whatever it is shown."""
+
+    def __init__(self, dim: int, seed: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(dim, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vector.expand(len(images), -1)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [1, 16, 128, 1000])
+def test_a_collapsed_encoder_is_never_accurate(precision: torch.dtype, dim: int) -> None:
+    images = torch.zeros(8, 3, 4, 4)
+    for seed in range(20):
+        method = DistilledMoCo(MoCo(Constant(dim, seed), dim, 64, temperature=0.07))
+        for _ in range(9):  # its keys fill the queue
+            with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+                losses = method(images, images)
+            method.moco.enqueue(losses.keys)
+        assert losses.accuracy.item() == 0
+
+
+def test_accuracy_counts_queries_that_are_strictly_nearer_to_their_key() -> None:
+    method = DistilledMoCo(MoCo(nn.Identity(), 8, 24, temperature=0.2))
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.rand(200, 25, generator=generator) * 2 - 1
+    cosines[::3, 0] = cosines[::3, 1:].amax(dim=1)  # ties
+    cosines[1::3, 0] = cosines[1::3, 1:].amax(dim=1) + 1e-4
+    wanted = [all(row[0] > other for other in row[1:]) for row in cosines.tolist()]
+    assert method.nearer(cosines / 0.2).tolist() == wanted
+    assert 0.3 < sum(wanted) / 200 < 0.4
 
 
 # what does not fit

@@ -5,7 +5,7 @@ from typing import Any
 
 from mgd_ssl.config import PretrainConfig, find_config, flattened, load_toml
 from mgd_ssl.report.runs import Run
-from mgd_ssl.schedule import matching_epochs
+from mgd_ssl.schedule import chosen_matching_epochs
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"
@@ -63,5 +63,5 @@ def main_settings(config: PretrainConfig, guided: bool) -> dict[str, Any]:
         if key in wanted or f"{key.partition('.')[0]}." in wanted
     }
     if guided:
-        chosen["mgd.matching_epochs"] = list(config.mgd.matching_epochs or matching_epochs(config.optim.epochs))
+        chosen["mgd.matching_epochs"] = list(chosen_matching_epochs(config.mgd.matching_epochs, config.optim.epochs))
     return chosen

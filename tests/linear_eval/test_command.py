@@ -20,6 +20,7 @@ from mgd_ssl.checkpoint import serialised
 from mgd_ssl.encoders import build_encoder
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.evaluation import Evaluation
+from mgd_ssl.features import Labelled, scan_labelled
 from tests.linear_eval.conftest import BASE, LIVE, weights, write_protocol
 from tests.runs import flags
 
@@ -58,6 +59,20 @@ def test_cached_features_serve_other_seeds_but_not_other_weights(settings: dict[
     shutil.rmtree(settings["out"] / "linear_small_seed0")
     linear(**settings | {"checkpoint": other})
     assert not cache_files(settings).items() <= first.items()
+
+
+def test_a_result_is_not_that_of_other_labels(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of the same names whose classes are numbered otherwise, as another data set may order them."""
+
+    def numbered_backwards(train: Path, val: Path) -> list[Labelled]:
+        return [
+            labelled._replace(labels=labelled.labels.max() - labelled.labels) for labelled in scan_labelled(train, val)
+        ]
+
+    linear(**settings)
+    monkeypatch.setattr(sys.modules["linear_eval.linear"], "scan_labelled", numbered_backwards)
+    with pytest.raises(UserError, match=r"something else \(train_labels: .*val_labels: "):
+        linear(**settings)
 
 
 def test_a_moved_buffer_voids_the_result(weights_file: Path) -> None:

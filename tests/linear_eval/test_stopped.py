@@ -72,7 +72,7 @@ def stopped(settings: dict[str, Any], folder: Path, number: signal.Signals, hold
 def results(out: Path) -> dict[str, bytes]:
     """What an evaluation leaves behind for others, byte for byte."""
     paths = [path for name in ("result.json", "head.pt", "*.npy") for path in out.rglob(name)]
-    assert {path.name for path in paths} == {"result.json", "head.pt", "values.npy", "labels.npy"}
+    assert {path.name for path in paths} == {"result.json", "head.pt", "values.npy", "rows.npy"}
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
