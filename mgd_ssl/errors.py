@@ -3,7 +3,8 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -12,6 +13,19 @@ class UserError(Exception):
 
 class TrainingError(UserError):
     """Training had to stop; what was saved before stays."""
+
+
+@contextmanager
+def training_errors(trained: Callable[[], bool]) -> Iterator[None]:
+    """Errors for the user inside the block, of data that are gone for instance, stop a training that has begun."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except UserError as error:
+        if trained():
+            raise TrainingError(str(error)) from error
+        raise
 
 
 INTERRUPTED = 75  # exit code of a program that ended with `Interrupted` (EX_TEMPFAIL: try again)

@@ -7,7 +7,7 @@ import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,16 +19,17 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from mgd_ssl.checkpoint import whole_file, write_whole
-from mgd_ssl.config import Settings, differences, parse
+from mgd_ssl.config import Background, MaxPixels, Settings, differences, parse
 from mgd_ssl.data import batches, chunks
+from mgd_ssl.decode import USUAL, Decoding, decode, identify
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
-from mgd_ssl.images import ImageList, Images, decode, identify, is_image
-from mgd_ssl.log import progress_bar
+from mgd_ssl.images import ImageList, Images, is_image
+from mgd_ssl.log import logger, progress_bar
 from mgd_ssl.pretrain import run_folder
 from mgd_ssl.runtime import StopRequest
-from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex
-from mgd_ssl.shards import INDEX_NAME, PART
+from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex, scan_shard
+from mgd_ssl.shards import INDEX_ERRORS, INDEX_NAME, PART
 from mgd_ssl.sources import open_images
 
 CHUNK = 16  # images a worker hands over at a time
@@ -51,6 +52,10 @@ class PackConfig(Settings):
     """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of images that may be left out because their format is unknown or they cannot be reduced."""
+    background: Background = USUAL.background
+    """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
+    max_pixels: MaxPixels = USUAL.max_pixels
+    """Images with more pixels are left out."""
     workers: int | None = Field(None, ge=0)
     """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
@@ -97,7 +102,7 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
     source, out = config.images, config.out
     if source is None or out is None:
         raise UserError("mgd-ssl pack takes two folders: that of the images, and that of the shards to be written")
-    return pack_images(open_images(source), config, out)
+    return pack_images(open_images(source, Decoding(config.background, config.max_pixels)), config, out)
 
 
 def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
@@ -106,13 +111,15 @@ def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
     with run_folder(out, description(config, images), check_same_pack) as finished:
         if finished is None:
             finished = asdict(packer.run())
+        else:
+            packer.mend_index()
         packer.remove_parts()
         return PackResult(**{**finished, "out": str(out)})
 
 
 def description(config: PackConfig, images: Images) -> dict[str, Any]:
     """What a pack is, as saved in its `config.json`."""
-    wanted = ("short_side", "quality", "shard_images", "labels")
+    wanted = ("short_side", "quality", "shard_images", "labels", "background", "max_pixels")
     return {
         "config": config.model_dump(mode="json", include=set(wanted)) | {"images": images.fingerprint()},
         "environment": environment(),
@@ -156,10 +163,10 @@ class Packing(Dataset[list[Packed]]):
         name = self.images.name(index)
         try:
             content = self.images.read(index)
-            with identify(content) as image:
+            with identify(content, self.images.decoding) as image:
                 size, kind = image.size, image.format
             if self.short_side is not None and min(size) > self.short_side:
-                return Packed(reduced(decode(content), self.short_side, self.quality), ".jpg", "")
+                return Packed(reduced(decode(content, self.images.decoding), self.short_side, self.quality), ".jpg", "")
             extension = os.path.splitext(name)[1] if is_image(name) else f".{kind}".lower()
             if not is_image(f"x{extension}"):  # JPEGs of telephones are of the kind MPO; readers look at the content
                 extension = ".jpg"
@@ -205,7 +212,7 @@ class Packer:
         """Write what is missing, then the index."""
         keys = Keys(self.images, self.labels, self.classes)
         workers = len(os.sched_getaffinity(0)) if self.config.workers is None else self.config.workers
-        done = [number for number in range(self.count) if self._shard(number).exists()]
+        done = [number for number in range(self.count) if self._is_done(number)]
         todo = sorted(set(range(self.count)) - set(done))
         self.left_out = sum(len(self._skipped(number)) for number in done)
         packing = Packing(self.images, self.config.short_side, self.config.quality)
@@ -224,6 +231,35 @@ class Packer:
             raise TrainingError(
                 f"{self.out} cannot be written ({error.strerror}): make room, then run the same command again"
             ) from error
+
+    def mend_index(self) -> None:
+        """Write the index of a finished pack again if it is damaged or gone.
+
+        Raises:
+            UserError: when a shard is missing or damaged.
+        """
+        try:
+            ShardIndex.load(self.out / INDEX_NAME)
+        except INDEX_ERRORS as error:
+            logger.warning("%s cannot be used (%s): it is made anew from the shards", self.out / INDEX_NAME, error)
+            shards = [self._shard(number) for number in range(self.count)]
+            index = ShardIndex.joined([scan_shard(shard, shard.name) for shard in shards])
+            undated = [replace(shard, time=0) for shard in index.shards]  # it travels with them
+            try:
+                replace(index, shards=undated).save(self.out / INDEX_NAME)
+            except OSError as full:
+                raise TrainingError(f"{self.out} cannot be written ({full.strerror}): make room") from full
+
+    def _is_done(self, number: int) -> bool:
+        """Whether a shard is there with whole parts, which account for all of its images."""
+        try:
+            index, skipped = ShardIndex.load(self._part(number, "index")), self._skipped(number)
+            [shard] = index.shards
+            told = all({"file", "why"} == json.loads(line).keys() for line in skipped)
+            whole = told and len(index) + len(skipped) == len(self._indices(number))
+            return whole and self._shard(number).stat().st_size == shard.size
+        except (*INDEX_ERRORS, AttributeError):
+            return False
 
     def remove_parts(self) -> None:
         """Remove what a finished pack no longer needs."""

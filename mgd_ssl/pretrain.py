@@ -15,10 +15,11 @@ import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
 from mgd_ssl.config import PretrainConfig, differences, parse
+from mgd_ssl.data import decoding_of
 from mgd_ssl.encoders import build_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
-from mgd_ssl.errors import Interrupted, TrainingError, UserError
+from mgd_ssl.errors import Interrupted, TrainingError, UserError, training_errors
 from mgd_ssl.images import Images
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
@@ -101,7 +102,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     config = config or PretrainConfig(**settings)
     out, train = required(config)
     with process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: open_images(train))
+        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
         check_sizes(config, len(images))
         teacher = None if config.teacher is None else Teacher.load(find_weights(config.teacher), config.teacher_arch)
         method = build_method(config, teacher)
@@ -149,19 +150,22 @@ def run(
                 seed=config.seed,
                 workers=runtime.data_workers(config.data.workers),
                 skipped=skipped,
+                decoding=decoding_of(config.data),
             )
         trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
         if state is not None:
             trainer.load(state)
             logger.info("continuing after step %d of %d, from %s", trainer.step, total_steps, newest)
         trainer.wrap()
-        stopped_by = trainer.train(log)
+        with training_errors(lambda: trainer.step > 0):
+            stopped_by = trainer.train(log)
         if stopped_by is not None:
             name = signal.Signals(stopped_by).name
             raise Interrupted(
                 f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
             )
-        return finish(config, out, trainer, log)
+        with training_errors(lambda: trainer.step > 0):
+            return finish(config, out, trainer, log)
 
 
 def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> PretrainResult:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mgd_ssl import jpeg
-from mgd_ssl.images import decode
+from mgd_ssl.decode import decode
 from mgd_ssl.jpeg import decode_pixels
 from mgd_ssl.photograph import photograph
 
