@@ -292,5 +292,6 @@ def _value(path: Path, column: str, row: int) -> Any:
 def _column(path: Path, column: str) -> list[Any]:
     """All values of a small column."""
     if path.suffix != ".parquet":
+        _check_rows(path, column)
         return list(_table(path)[column].to_pylist())
     return list(_parquet(path, os.getpid())[0].read(columns=[column], use_threads=False)[column].to_pylist())
