@@ -112,7 +112,7 @@ def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
         if finished is None:
             finished = asdict(packer.run())
         else:
-            packer.mend_index()
+            packer.mend(int(finished["left_out"]))
         packer.remove_parts()
         return PackResult(**{**finished, "out": str(out)})
 
@@ -232,12 +232,16 @@ class Packer:
                 f"{self.out} cannot be written ({error.strerror}): make room, then run the same command again"
             ) from error
 
-    def mend_index(self) -> None:
-        """Write the index of a finished pack again if it is damaged or gone.
+    def mend(self, left_out: int) -> None:
+        """Write the index of a finished pack again if it is damaged or gone, and tell when the account of the images
+        left out is.
 
         Raises:
-            UserError: when a shard is missing or damaged.
+            UserError: when a shard is missing or damaged, too.
         """
+        account = self.out / "skipped.jsonl"
+        if left_out and (not account.is_file() or account.read_bytes().count(b'"why": ') < left_out):
+            logger.warning("%s no longer names all %d images left out: pack again to see them", account, left_out)
         try:
             ShardIndex.load(self.out / INDEX_NAME)
         except INDEX_ERRORS as error:

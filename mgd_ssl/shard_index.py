@@ -217,7 +217,7 @@ def scan_shard(path: Path, name: str) -> ShardIndex:
             file.seek(0)
             builder = IndexBuilder()
             with tarfile.open(fileobj=_Sparing(file), mode="r:") as tar:  # type: ignore[call-overload]
-                for sample in _samples(tar):
+                for sample in _samples(tar, os.fstat(file.fileno()).st_size):
                     _add_sample(builder, tar, path, sample)
                 _check_end(path, file, tar.offset)
             return builder.finish(file, name, os.fstat(file.fileno()).st_mtime_ns)
@@ -256,14 +256,16 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
         raise UserError(f"{path} {what} after {end} bytes: copy or write it again")
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    """The files of every sample, in the order of the shard."""
+def _samples(tar: tarfile.TarFile, length: int) -> Iterator[list[tarfile.TarInfo]]:
+    """The files of every sample, in the order of the shard, which has `length` bytes."""
     sample: list[tarfile.TarInfo] = []
     before = -1
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep a million of them
         if member.size < 0 or tar.offset <= before:  # it would lead back, for ever
             raise tarfile.ReadError(f"a header tells of {member.size} bytes")
+        if tar.offset > length:
+            raise tarfile.ReadError("unexpected end of data")
         before = tar.offset
         if member.isdir():
             continue

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -173,7 +173,9 @@ def test_an_alpha_channel_that_hides_nothing_is_not_counted(form: str) -> None:
 # more than 8 bits
 
 
-def tiff(values: np.ndarray, photometric: int = 1, kind: int = 1, order: str = "<", odd: bool = False) -> bytes:
+def tiff(
+    values: np.ndarray, photometric: int = 1, kind: int = 1, order: Literal["<", ">"] = "<", odd: bool = False
+) -> bytes:
     """A TIFF of grey values [12, 16] written by hand; `kind` is its SampleFormat: 1 unsigned, 2 signed, 3 floats.
 
     Pillow warns of an `odd` one: a tag has two values.
@@ -255,15 +257,28 @@ def test_a_background_is_one_word_however_it_is_written() -> None:
         "white": "white", "White": "white", "#FFFFFF": "white", (255, 255, 255): "white", "black": "black",
         (0, 0, 0): "black", "#0a0B0c": "#0a0b0c", (10, 11, 12): "#0a0b0c",
     }.items():  # fmt: skip
-        assert DataConfig(background=written).background == word  # type: ignore[arg-type]
-    assert DataConfig(background=[1, 2, 3]).background == "#010203"  # type: ignore[arg-type]
+        assert DataConfig(background=written).background == word
+    assert DataConfig(background=[1, 2, 3]).background == "#010203"
     assert DataConfig().background == Decoding().background and DataConfig().max_pixels == Decoding().max_pixels
-    for wrong in ("pink", "#fff", "", None, 3, (1, 2), (1, 2, 256), (1.0, 2, 3), (True, 0, 0), "white\n", [[]]):
+    cases: tuple[Any, ...] = (
+        "pink",
+        "#fff",
+        "",
+        None,
+        3,
+        (1, 2),
+        (1, 2, 256),
+        (1.0, 2, 3),
+        (True, 0, 0),
+        "white\n",
+        [[]],
+    )
+    for wrong in cases:
         with pytest.raises(ValueError, match=r"^data\.background is .*: pass white, black, #rrggbb or three levels"):
-            PretrainConfig(data={"background": wrong})  # type: ignore[arg-type]
+            PretrainConfig(data={"background": wrong})
     for wrong_number in (0, -1, 10**9):
         with pytest.raises(ValueError, match=r"^data\.max_pixels is "):
-            PretrainConfig(data={"max_pixels": wrong_number})  # type: ignore[arg-type]
+            PretrainConfig(data={"max_pixels": wrong_number})
 
 
 # every command
@@ -379,7 +394,7 @@ def test_a_pickled_pack_keeps_its_background(alike: tuple[Path, Path], tmp_path:
 
 def test_an_evaluation_follows_its_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        json.dumps({"config": PretrainConfig(data={"background": "black", "max_pixels": 7}).model_dump(mode="json")})  # type: ignore[arg-type]
+        json.dumps({"config": PretrainConfig(data={"background": "black", "max_pixels": 7}).model_dump(mode="json")})
     )
     assert decoding_as_in(tmp_path, None, None) == Decoding("black", 7)
     assert decoding_as_in(tmp_path, "white", 9) == Decoding("white", 9)
@@ -457,6 +472,6 @@ def test_the_count_is_told_by_knn(alike: tuple[Path, Path], tmp_path: Path, caps
     encoder = pretrain(**tiny(alike[0], tmp_path / "run", optim={"epochs": 1})).encoder
     capsys.readouterr()
     runtime = {"device": "cpu", "threads": 1}
-    evaluate(KNNEvaluationConfig(checkpoint=encoder, data=alike[0], image_size=32, k=(1,), workers=0, runtime=runtime))  # type: ignore[arg-type]
+    evaluate(KNNEvaluationConfig(checkpoint=encoder, data=alike[0], image_size=32, k=(1,), workers=0, runtime=runtime))
     told = [line for line in capsys.readouterr().err.splitlines() if "have transparent parts" in line]
     assert [counts(line) for line in told] == [(36, 36), (8, 8)]

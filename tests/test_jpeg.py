@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageFile
 
 from mgd_ssl import jpeg
@@ -125,7 +126,7 @@ def test_images_of_too_many_pixels_are_not_decoded(kind: str, monkeypatch: pytes
     content = WHOLE[kind]()
     height, width, _ = decode_pixels(content).shape
     assert decode_pixels(content, Decoding(max_pixels=width * height)).shape == (height, width, 3)
-    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *args, **kwargs: pytest.fail("decoded"))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for how in (decode, decode_pixels):
         with pytest.raises(ValueError, match=f"it has {width} x {height} pixels, and max_pixels is"):

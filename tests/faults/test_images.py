@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import struct
+import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,17 +17,22 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import webdataset
 from PIL import Image
 from pyarrow import parquet
 
-from mgd_ssl.data import Backend, CentreCrops, TwoViews
+from mgd_ssl import TrainingError, pretrain
+from mgd_ssl.cli import main
+from mgd_ssl.data import Backend, CentreCrops, PretrainBatch, TwoViews
 from mgd_ssl.decode import Decoding, decode
+from mgd_ssl.engine import Trainer
 from mgd_ssl.errors import UserError
 from mgd_ssl.hugging_face import ArrowImages, saved_files
 from mgd_ssl.images import ImageList, Images, Unreadable
 from mgd_ssl.jpeg import decode_pixels
+from mgd_ssl.method import Losses
 from mgd_ssl.pack import pack
 from mgd_ssl.photograph import photograph
 from mgd_ssl.shard_index import scan_shard
@@ -35,7 +41,7 @@ from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.sources import open_images
 from moco import ViewPolicy
 from tests.conftest import write_images
-from tests.runs import DEADLINE, processes
+from tests.runs import DEADLINE, flags, processes, tiny
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -384,9 +390,8 @@ def test_mutated_arrow_and_parquet_files_are_read_or_named(saved: Path, tmp_path
 
 def odd_values(value: Any) -> Iterator[Any]:
     """A JSON value with one part replaced at a time."""
-    for odd in (None, 1, "x", "../x", "a\0b", [], {}, [None], [1], [[]]):
-        yield odd
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    yield from (None, 1, "x", "../x", "a\0b", [], {}, [None], [1], [[]])
+    inside = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
     for key, part in inside:
         for odd in odd_values(part):
             copy = value.copy()
@@ -400,7 +405,8 @@ def test_odd_json_of_a_data_set_is_named(saved: Path, tmp_path: Path, rounds: in
     path = tmp_path / "copy" / Path(name).name
     whole, rng = path.read_bytes(), np.random.default_rng(5)
     cases = [json.dumps(value).encode() for value in odd_values(json.loads(whole))]
-    for content in [*cases, b"", b"[" * 10**5, *(mutated(whole, [whole], rng) for _ in range(100 * rounds))]:
+    odd: list[bytes] = [*cases, b"", b"[" * 10**5, *(mutated(whole, [whole], rng) for _ in range(100 * rounds))]
+    for content in odd:
         path.write_bytes(content)
         told = outcome(lambda: read_all(ArrowImages(saved_files(path.parent))))
         assert told == "told" or name.startswith("arrow")
@@ -455,3 +461,146 @@ def test_pipes_devices_and_sockets_among_images_are_unreadable(tmp_path: Path) -
     crops = CentreCrops(images, 16, seed=0).__getitems__(range(len(images)))
     assert {failure.name for failure in crops.unreadable} == {name for name in files if not name.startswith("0")}
     assert sum("it is no regular file" in failure.why for failure in crops.unreadable) >= 3
+
+
+@pytest.mark.usefixtures("alarm")
+def test_paths_in_rows_stay_in_the_folder_of_the_data_set(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "data" / "photos", tmp_path / "outside"
+    paths = write_images(inside, 2), write_images(outside, 1)
+    os.mkfifo(inside / "pipe.jpg")
+    (inside / "link.jpg").symlink_to(paths[1][0])  # the owner of the folder put it there
+    for i, where in enumerate(("photos/0000.jpg", str(paths[0][1]), "photos/link.jpg", "./photos/../photos/0001.jpg")):
+        images = rows_at(tmp_path / "data", [where])
+        assert images.read(0) == (tmp_path / "data" / where).read_bytes(), i
+    for where in (
+        str(paths[1][0]),
+        "../outside/0000.jpg",
+        "photos/../../outside/0000.jpg",
+        "/etc/hostname",
+        "",
+        ".",
+        "/",
+    ):
+        with pytest.raises(OSError, match="leads out of the data set's folder"):
+            rows_at(tmp_path / "data", [where]).read(0)
+    with pytest.raises(OSError, match="it is no regular file"):
+        rows_at(tmp_path / "data", ["photos/pipe.jpg"]).read(0)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "data")
+    rows_at(link, [str(paths[0][1])]).read(0)
+
+
+def rows_at(folder: Path, where: list[str]) -> Images:
+    """A data set whose rows hold paths alone."""
+    table = pyarrow.table({"image": [{"bytes": None, "path": path} for path in where]}, schema=ROWS)
+    path = folder / f"{len(list(folder.glob('*.parquet')))}.parquet"
+    parquet.write_table(table, path)
+    return ArrowImages([path])
+
+
+ROWS = pyarrow.schema([("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))])
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("name", ["shards.index", "state.json", "dataset_dict.json", "x.tar", "x.arrow", "x.txt"])
+def test_pipes_in_place_of_other_files_are_told(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.mkfifo(folder / name)
+    if name == "state.json":
+        (folder / "dataset_info.json").write_text("{}")
+    for path in (folder, folder / name):
+        with pytest.raises(UserError):
+            open_images(path)
+
+
+def read_large(folder: Path) -> list[str]:
+    """Images whose files have gigabytes, in all kinds of sources."""
+    found = []
+    for images in (
+        ImageList.scan(folder / "photos"),
+        rows_at(folder, ["photos/large.jpg"]),
+        open_images(folder / "x.tar"),
+    ):
+        try:
+            images.read(len(images) - 1)
+        except OSError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "large.jpg").touch()
+    os.truncate(tmp_path / "photos" / "large.jpg", 5 * 10**9)  # sparse: it takes no room
+    member = tarfile.TarInfo("large.jpg")
+    member.size = 5 * 10**9
+    (tmp_path / "x.tar").write_bytes(member.tobuf())
+    os.truncate(tmp_path / "x.tar", 512 + -(-member.size // 512) * 512 + 1024)
+    told = survived(read_large, tmp_path)
+    assert len(told) == 3
+    assert all("it has 5000000000 bytes, and no image of max_pixels has more than " in line for line in told)
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("size", [-512, -1024, -(2**40), 2**50, 2**62])
+def test_members_of_absurd_sizes_end_a_scan(tmp_path: Path, size: int, format: Any) -> None:
+    whole = write_shard(tmp_path / "x.tar").read_bytes()[:-10240].rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    member = tarfile.TarInfo("a/9999.png")
+    if format == tarfile.PAX_FORMAT:
+        member.pax_headers = {"size": str(size)}
+    else:
+        member.size = size
+    (tmp_path / "x.tar").write_bytes(whole + member.tobuf(format) + bytes(2048))
+    with pytest.raises(UserError, match=r"x.tar is no whole tar file \("):
+        scan_shard(tmp_path / "x.tar", "x.tar")
+
+
+# data that vanish
+
+
+def test_data_that_vanish_while_training_end_it_with_3(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "photos")
+    train_step = Trainer.train_step
+
+    def unmounted(self: Trainer, batch: PretrainBatch) -> Losses:
+        if self.step == 3:
+            shutil.rmtree(tmp_path / "photos")
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", unmounted)
+    arguments = ["pretrain", *flags(tiny(tmp_path / "photos", tmp_path / "run"))]
+    assert main(arguments) == 3
+    assert f"{tmp_path / 'photos' / 'train'} is gone: bring it back, then run the" in capsys.readouterr().err
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert main(arguments) == 2  # nothing is trained, as there is nothing to open
+    shutil.copytree(image_folder, tmp_path / "photos")
+    assert main(arguments) == 0
+
+
+def test_labelled_images_that_vanish_while_training_end_it_with_3(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "photos")
+    train_step = Trainer.train_step
+
+    def emptied(self: Trainer, batch: PretrainBatch) -> Losses:
+        for path in (tmp_path / "photos" / "val").rglob("*.jpg"):
+            path.unlink()
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", emptied)
+    photos = tmp_path / "photos"
+    knn = {"train": photos / "train", "val": photos / "val", "every_epochs": 1, "k": 3}
+    with pytest.raises(TrainingError, match="50 images tried in a row are unreadable"):
+        pretrain(**tiny(image_folder, tmp_path / "run", knn=knn))
+
+
+def test_a_folder_of_unreadable_images_trains_nothing_and_ends_with_2(tmp_path: Path) -> None:
+    for path in write_images(tmp_path / "photos" / "train", 60):
+        path.write_bytes(b"?")
+    assert main(["pretrain", *flags(tiny(tmp_path / "photos", tmp_path / "run"))]) == 2
