@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -240,7 +241,8 @@ class Packer:
             UserError: when a shard is missing or damaged, too.
         """
         account = self.out / "skipped.jsonl"
-        if left_out and (not account.is_file() or account.read_bytes().count(b'"why": ') < left_out):
+        lines = account.read_bytes().splitlines(keepends=True) if account.is_file() else []
+        if sum(b'"why": ' in line and line.endswith(b"\n") for line in lines) < left_out:
             logger.warning("%s no longer names all %d images left out: pack again to see them", account, left_out)
         try:
             ShardIndex.load(self.out / INDEX_NAME)
@@ -259,10 +261,9 @@ class Packer:
         try:
             index, skipped = ShardIndex.load(self._part(number, "index")), self._skipped(number)
             [shard] = index.shards
-            told = all({"file", "why"} == json.loads(line).keys() for line in skipped)
-            whole = told and len(index) + len(skipped) == len(self._indices(number))
+            whole = len(index) + len(skipped) == len(self._indices(number))
             return whole and self._shard(number).stat().st_size == shard.size
-        except (*INDEX_ERRORS, AttributeError):
+        except INDEX_ERRORS:
             return False
 
     def remove_parts(self) -> None:
@@ -292,7 +293,10 @@ class Packer:
         return np.arange(start, min(start + self.config.shard_images, len(self.images)))
 
     def _skipped(self, number: int) -> list[str]:
-        return self._part(number, "skipped").read_text().splitlines()
+        *lines, checksum = self._part(number, "skipped").read_text().splitlines()
+        if checksum != checksum_of(lines):
+            raise ValueError("damaged")
+        return lines
 
     def _remove_leftovers(self) -> None:
         for path in self.out.glob(".*.tmp"):  # of a process killed while it was writing
@@ -331,7 +335,8 @@ class Packer:
                         )
             file.flush()
             builder.finish(file, shard.name, 0).save(self._part(number, "index"))
-            write_whole(self._part(number, "skipped"), "".join(f"{line}\n" for line in skipped).encode())
+            part = [*skipped, checksum_of(skipped)]
+            write_whole(self._part(number, "skipped"), "".join(f"{line}\n" for line in part).encode())
         self.left_out += len(skipped)
 
     def _check_share(self, skipped: list[str]) -> None:
@@ -356,6 +361,11 @@ class Packer:
         index.save(self.out / INDEX_NAME)
         write_whole(self.out / "result.json", json.dumps(asdict(result), indent=2).encode())
         return result
+
+
+def checksum_of(lines: Sequence[str]) -> str:
+    """CRC-32 of lines."""
+    return f"{zlib.crc32(json.dumps(list(lines)).encode()):08x}"
 
 
 class Keys:
