@@ -75,10 +75,7 @@ def demo(of: Callable[[ImageList], NDArray[np.float32]]) -> Pair:
 
 def pixels(images: ImageList) -> NDArray[np.float32]:
     """Grey values of small copies: [n, EDGE * EDGE]."""
-    small = [
-        Image.open(images.root / images.name(i)).convert("L").resize((EDGE, EDGE), Image.Resampling.BOX)
-        for i in range(len(images))
-    ]
+    small = [images.open(i).convert("L").resize((EDGE, EDGE), Image.Resampling.BOX) for i in range(len(images))]
     return np.stack([np.asarray(image, dtype=np.float32).ravel() for image in small])
 
 

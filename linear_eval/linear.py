@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
-from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
+from mgd_ssl.config import Background, MaxPixels, RuntimeConfig, Settings, differences, parse
+from mgd_ssl.data import decoding_as_in
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, UserError, once_trained
 from mgd_ssl.evaluation import Evaluation
@@ -57,6 +59,11 @@ class LinearConfig(Settings):
     """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which the evaluation stops."""
+    background: Background | None = None
+    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]; None: that of the run, white
+    for a file."""
+    max_pixels: MaxPixels | None = None
+    """Images with more pixels are unreadable; None: as in the run, 100 million for a file."""
     runtime: RuntimeConfig = RuntimeConfig()
 
 
@@ -128,7 +135,8 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         weights = on_rank_zero(lambda: find_weights(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
-        train, val = scan_labelled(data / "train", data / "val")
+        decoding = decoding_as_in(run_of(checkpoint), config.background, config.max_pixels)
+        train, val = scan_labelled(data / "train", data / "val", decoding)
         num_classes = int(train.labels.max()) + 1
         stages(protocol, len(train[0]), held_out(train[1], protocol.held_out, 0))  # sizes fit, before anything is done
         evaluator = Evaluator(config, protocol, out, runtime, backbone, train, val, num_classes)
@@ -310,7 +318,8 @@ class Evaluator:
         precision = self.config.runtime.precision
         return (
             f"{self.protocol}; {len(self.train[1])} training and {len(self.val[1])} validation images of "
-            f"{self.num_classes} classes{few}; crops of {self.image_size} pixels, {precision}; last state, "
+            f"{self.num_classes} classes{few}; crops of {self.image_size} pixels{self.train[0].decoding.told()}, "
+            f"{precision}; last state, "
             "nothing chosen on the validation set"
         )
 
@@ -323,6 +332,7 @@ class Evaluator:
                 "seed": seed,
                 "image_size": self.image_size,
                 "precision": self.config.runtime.precision,
+                **asdict(self.train[0].decoding),
                 "train_images": on_rank_zero(self.train[0].fingerprint),
                 "val_images": on_rank_zero(self.val[0].fingerprint),
                 "train_labels": hash_of_labels(self.train.labels),
@@ -370,6 +380,11 @@ def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -
         raise UserError(
             f"{out} holds an evaluation of something else ({'; '.join(changed)}): remove it, or choose another --out"
         )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The path itself when it is a run's folder."""
+    return checkpoint if (checkpoint / "config.json").is_file() else None
 
 
 def size_of_run(checkpoint: Path | None) -> int | None:

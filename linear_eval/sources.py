@@ -14,7 +14,7 @@ from linear_eval.cache import check_finite
 from linear_eval.frozen import FrozenBackbone
 from mgd_ssl.data import EvalBatch, Samples, TrainingOrder, batches
 from mgd_ssl.features import Features
-from mgd_ssl.images import Images, Unreadable
+from mgd_ssl.images import Images, Noted, Unreadable
 from mgd_ssl.runtime import Runtime
 from moco import ViewPolicy, draw_view, render_view
 from moco.dist import rank, world_size
@@ -122,13 +122,13 @@ class RandomCrops(Samples, Dataset[EvalBatch]):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> EvalBatch:
         """A batch; the loader calls this once with all keys of the batch."""
         crops = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
-        used, unreadable = [], list[Unreadable]()
+        used, noted = [], Noted()
         for row, (epoch, index) in enumerate(keys):
-            image, where = self.decode(index, unreadable)
+            image, where = self.decode(index, noted)
             view = draw_view(CROP_AND_FLIP, *image.size, seed=self.seed, epoch=epoch, index=index, view=0)
             crops[row] = np.asarray(render_view(image, view, self.size))
             used.append(where)
-        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), unreadable)
+        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
 
 
 class LiveSource:

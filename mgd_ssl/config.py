@@ -4,15 +4,18 @@ The line under a field is its documentation, in `--help` too.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from mgd_ssl.decode import PILLOWS_LIMIT, USUAL
 from mgd_ssl.errors import UserError, nearest
 
 
@@ -65,6 +68,20 @@ def _sentence(error: ValidationError) -> str:
     return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+def _colour(value: Any) -> str:
+    """`white`, `black` or `#rrggbb`, one word for every colour, of what a user may write."""
+    if isinstance(value, list | tuple) and all(type(level) is int and 0 <= level <= 255 for level in value):
+        value = "#" + "".join(f"{level:02x}" for level in value)
+    word = {"#ffffff": "white", "#000000": "black"}.get(str(value).lower(), str(value).lower())
+    if word not in ("white", "black") and not re.fullmatch("#[0-9a-f]{6}", word):
+        raise PydanticCustomError("colour", "pass white, black, #rrggbb or three levels from 0 to 255")
+    return word
+
+
+Background = Annotated[str, BeforeValidator(_colour)]
+MaxPixels = Annotated[int, Field(ge=1, le=PILLOWS_LIMIT)]
+
+
 class DataConfig(Settings):
     """Images and their views."""
 
@@ -87,6 +104,10 @@ class DataConfig(Settings):
     not depend on it."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which a run stops."""
+    background: Background = USUAL.background
+    """Behind transparent parts of images, those of k-NN too: white, black, #rrggbb, or in a file [r, g, b]."""
+    max_pixels: MaxPixels = USUAL.max_pixels
+    """Images with more pixels are unreadable; they are not decoded."""
 
 
 class MoCoConfig(Settings):
@@ -272,7 +293,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every setting that must not change within a run but did."""
     old, new = flattened(old), flattened(new)
     return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
+        f"{key}: {old.get(key, 'not yet a setting')} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_TO_CHANGE)
     ]

@@ -4,10 +4,12 @@ Whatever is random is a function of (seed, epoch, index, view), so batches depen
 workers nor on where a run was resumed.
 """
 
+import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import cv2
@@ -20,9 +22,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
+from mgd_ssl.decode import Decoding, decode_told
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, Unreadable, decode
-from mgd_ssl.jpeg import decode_pixels
+from mgd_ssl.images import Images, Noted, Unreadable
+from mgd_ssl.jpeg import decode_pixels_told
 from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
 from moco.augment_cpu import Pixels, cut_view, render_view_fast
 from moco.keyed import keyed_generator
@@ -33,6 +36,7 @@ PREFETCH = 2  # batches under way for each data worker
 
 Backend = Literal["reference", "cpu", "device"]
 T = TypeVar("T")
+Decoder = Callable[[bytes, Decoding], tuple[T, bool]]  # a file's pixels, and whether they were composited
 
 
 class PretrainBatch(NamedTuple):
@@ -58,16 +62,16 @@ class Samples:
     def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
 
-    def decode(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
+    def decode(self, index: int, noted: Noted) -> tuple[Image.Image, int]:
         """`load` through Pillow, as RGB."""
-        return self.load(index, unreadable, decode)
+        return self.load(index, noted, decode_told)
 
-    def load(self, index: int, unreadable: list[Unreadable], how: Callable[[bytes], T]) -> tuple[T, int]:
-        """The image at `index` or its replacement, and where that one is; failures are added to the list.
+    def load(self, index: int, noted: Noted, how: Decoder[T]) -> tuple[T, int]:
+        """The image at `index` or its replacement, and where that one is; what there is to tell is noted.
 
         Args:
             index: of the image.
-            unreadable: what could not be decoded.
+            noted: where to.
             how: decoder of a file's bytes.
 
         Raises:
@@ -76,12 +80,17 @@ class Samples:
         candidate = index
         for attempt in range(REPLACEMENTS):
             try:
-                return how(self.images.read(candidate)), candidate
+                image, composited = how(self.images.read(candidate), self.images.decoding)
+                noted.decoded += 1
+                noted.composited += composited
+                return image, candidate
             except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-                unreadable.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
+                noted.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
             generator = keyed_generator(self.seed, "replacement", index, attempt)
             candidate = int(generator.integers(len(self.images)))
-        failure = unreadable[-1]
+        failure = noted[-1]
+        if not self.images.root.exists():
+            raise UserError(f"{self.images.root} is gone: bring it back, then run the same command again")
         raise UserError(
             f"{REPLACEMENTS} images tried in a row are unreadable, last {self.images.root / failure.name} "
             f"({failure.why}): check that the folder holds whole images"
@@ -116,20 +125,20 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         return Space(views, torch.empty((2, num_images, len(View._fields))))
 
     def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
-        """Write the views of a batch; what could not be decoded is returned."""
-        how: Callable[[bytes], Image.Image | Pixels] = decode if self.backend == "reference" else decode_pixels
+        """Write the views of a batch; what there is to tell of its files is returned."""
+        how: Decoder[Image.Image | Pixels] = decode_told if self.backend == "reference" else decode_pixels_told
         out, table = space.views.numpy(), list[list[View]]()
         unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(2)] for key in keys]
-        unreadable: list[Unreadable] = []
+        noted = Noted()
         for i, (_, index) in enumerate(keys):
-            image, _ = self.load(index, unreadable, how)  # once for both views
+            image: Image.Image | Pixels = self.load(index, noted, how)[0]  # once for both views
             width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
             pair = [place_view(each, self.policy, width, height) for each in unplaced[i]]
             for v, view in enumerate(pair):
                 self.render(image, view, out[v, i])
             table.append(pair)
         space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
-        return unreadable
+        return noted
 
     def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:
         """One view, or its geometric part where the device does the rest: [size, size, 3]."""
@@ -166,15 +175,15 @@ class CentreCrops(Samples, Dataset[EvalBatch]):
     def __getitems__(self, indices: Sequence[int]) -> EvalBatch:
         """A batch; the loader calls this once with all indices of the batch."""
         crops = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
-        used, unreadable = [], list[Unreadable]()
+        used, noted = [], Noted()
         for row, index in enumerate(indices):
-            image, where = self.decode(index, unreadable)
+            image, where = self.decode(index, noted)
             reach = STRIP * min(image.size)  # the ends of a long strip are out of the crop, but would be enlarged first
             image = TF.center_crop(image, [min(image.height, reach), min(image.width, reach)])
             image = TF.resize(image, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR)
             crops[row] = np.asarray(TF.center_crop(image, [self.size, self.size]))
             used.append(where)
-        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), unreadable)
+        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
 
 
 class TrainingOrder:
@@ -215,6 +224,26 @@ def chosen_backend(config: DataConfig, device: torch.device) -> Backend:
     if config.backend != "auto":
         return config.backend
     return "device" if device.type == "cuda" else "cpu"
+
+
+def decoding_of(config: DataConfig) -> Decoding:
+    """How the images of a run become pixels, also those of its k-NN."""
+    return Decoding(config.background, config.max_pixels)
+
+
+def decoding_as_in(run: Path | None, background: str | None, max_pixels: int | None) -> Decoding:
+    """How the images of an evaluation become pixels: as told, else as in the run's folder, else as usual.
+
+    Raises:
+        UserError: when the run's settings make no sense.
+    """
+    told = {"background": background, "max_pixels": max_pixels}
+    try:
+        of_run = json.loads((run / "config.json").read_text())["config"]["data"] if run else {}
+        chosen = {key: of_run.get(key) if value is None else value for key, value in told.items()}
+        return decoding_of(DataConfig(**{key: value for key, value in chosen.items() if value is not None}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run}/config.json is damaged ({error}): restore it, or pass another checkpoint") from error
 
 
 def view_policy(config: DataConfig) -> ViewPolicy:

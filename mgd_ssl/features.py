@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgd_ssl.data import CentreCrops, EvalBatch, batches, chunks
+from mgd_ssl.decode import USUAL, Decoding
 from mgd_ssl.errors import UserError
 from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.runtime import Runtime, on_rank_zero
@@ -37,17 +38,18 @@ class Labelled(NamedTuple):
     labels: np.ndarray  # [len(images)] int64
 
 
-def scan_labelled(train: Path, val: Path) -> tuple[Labelled, Labelled]:
+def scan_labelled(train: Path, val: Path, how: Decoding = USUAL) -> tuple[Labelled, Labelled]:
     """The images of two labelled sources, with the class indexes of the first for both.
 
     Args:
         train: anything `open_images` takes.
         val: likewise; the classes are told by their names.
+        how: both are decoded.
 
     Raises:
         UserError: for missing sources, images without a class, a single class, or classes that differ.
     """
-    pair = on_rank_zero(lambda: (open_images(train), open_images(val)))
+    pair = on_rank_zero(lambda: (open_images(train, how), open_images(val, how)))
     (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
     if odd := sorted(set(classes) ^ set(val_classes)):
         raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")

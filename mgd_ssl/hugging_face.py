@@ -3,6 +3,7 @@
 Only the files are read, so the `datasets` library is not needed. An image column holds structs {bytes, path}.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, hash_of_files, numbered
+from mgd_ssl.images import Images, check_bytes, hash_of_files, numbered, read_regular
 
 if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".arrow", ".parquet")
 OPEN_FILES = 64  # mapped Arrow files, or Parquet footers, that a process holds at most
+LONGEST_JSON = 2**26  # bytes of a data set's own files
 ROW_GROUPS = 2  # of Parquet files that a process holds in memory
 
 
@@ -59,6 +61,7 @@ class ArrowImages(Images):
         counts = []
         for path in paths:
             with _told(path):
+                _check_rows(path, self.columns.image)
                 if self.columns.image not in _schema(path).names:
                     raise UserError(f"{path} has no column {self.columns.image!r}, as {paths[0]} has: pass files alike")
                 counts.append(_num_rows(path))
@@ -80,18 +83,20 @@ class ArrowImages(Images):
         return f"{os.path.relpath(path, self.root)}/{row:09d}"
 
     def read(self, index: int) -> bytes:
-        """The encoded image, or that at the path which the row holds instead.
+        """The encoded image, or that at the path which the row holds instead, relative to the data set's folder.
 
         Raises:
-            OSError: when the row holds no image, or the file is no longer the one that was opened.
+            OSError: when the row holds no image, a path that leads out of the data set's folder, or too many bytes, or
+                the file is no longer the one that was opened.
         """
         path, row = self._place(index)
-        value = _value(path, self.columns.image, row)
+        value, most = _value(path, self.columns.image, row), self.decoding.max_bytes
         content, where = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if content is None and where is not None:
-            content = Path(where).read_bytes()
+        if content is None and isinstance(where, str):
+            return read_regular(below(self.root, where), most)
         if not isinstance(content, bytes):
             raise OSError("the row holds no image")
+        check_bytes(len(content), most)
         return content
 
     def labels(self) -> tuple[np.ndarray, list[str]]:
@@ -99,13 +104,23 @@ class ArrowImages(Images):
         column, classes = self.columns.label, self.columns.classes
         if column is None:
             raise UserError(f"{self.root} has no column with labels: pass one with a ClassLabel, or with `label`")
-        values = [value for path in self.paths for value in _column(path, column)]
+        values = []
+        for path in self.paths:
+            with _told(path):
+                values += _column(path, column)
+        odd = next((value for value in values if value is not None and not isinstance(value, int | str | float)), None)
+        if odd is not None:
+            raise UserError(f"{self.root} has labels that are no classes (column {column}): pass numbers or names")
         wrong = next((i for i, value in enumerate(values) if value is None or value == -1), None)
         if wrong is not None:
             raise UserError(f"{self.root / self.name(wrong)} has no label ({values[wrong]}): pass a labelled split")
         if len(found := set(values)) == 1:
             raise UserError(f"{self.root} holds the single class {found.pop()!r}: labels need at least two")
         if classes is not None:
+            if outside := found - set(range(len(classes))):
+                raise UserError(
+                    f"{self.root} has the label {outside.pop()!r} of {len(classes)} classes: write it again"
+                )
             return np.array(values), classes
         index_of = numbered(str(value) for value in found)
         return np.array([index_of[str(value)] for value in values]), list(index_of)
@@ -117,7 +132,19 @@ class ArrowImages(Images):
 
     def state(self) -> str:
         """Hash of the place, and of the names, sizes and times of all files."""
-        return hash_of_files(self.root, self.fingerprint(), (os.path.relpath(path, self.root) for path in self.paths))
+        return hash_of_files(self, (os.path.relpath(path, self.root) for path in self.paths))
+
+
+def below(root: Path, where: str) -> Path:
+    """A path of a row, relative to the data set's folder or absolute; links in that folder are its owner's.
+
+    Raises:
+        OSError: when it leads out of the folder.
+    """
+    path = os.path.normpath(root.absolute() / where)
+    if not any(path.startswith(f"{folder}{os.sep}") for folder in (os.path.abspath(root), os.path.realpath(root))):
+        raise OSError(errno.EPERM, "the row's path leads out of the data set's folder", where)
+    return Path(path)
 
 
 def is_saved(folder: Path) -> bool:
@@ -134,15 +161,31 @@ def saved_files(folder: Path) -> list[Path]:
         UserError: when the folder holds several splits, no file, or rows that are to be looked up elsewhere.
     """
     if (folder / "dataset_dict.json").exists():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = _json(folder / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
+            raise UserError(f"{folder / 'dataset_dict.json'} lists no split: pass the folder of one, or save it again")
         raise UserError(f"{folder} holds the splits {', '.join(splits)}: pass one of them, as {folder / splits[0]}")
-    with _told(folder / "state.json"):
-        state = json.loads((folder / "state.json").read_text())
+    state = _json(folder / "state.json")
     if state.get("_indices_data_files"):
         raise UserError(f"{folder} was saved with a selection of rows: call flatten_indices() and save it again")
-    if not state.get("_data_files"):
+    files = state.get("_data_files")
+    if not isinstance(files, list) or not files:
         raise UserError(f"{folder / 'state.json'} lists no file: save the data set again")
-    return [folder / file["filename"] for file in state["_data_files"]]
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files]
+    if odd := [name for name in names if not isinstance(name, str) or name != os.path.basename(name) or "\0" in name]:
+        raise UserError(f"{folder / 'state.json'} lists {odd[0]!r}, no file of that folder: save the data set again")
+    return [folder / str(name) for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object that `datasets` wrote."""
+    try:
+        found = json.loads(read_regular(path, LONGEST_JSON))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): save the data set again") from error
 
 
 def find_columns(path: Path, schema: "pyarrow.Schema") -> Columns:
@@ -152,8 +195,11 @@ def find_columns(path: Path, schema: "pyarrow.Schema") -> Columns:
         UserError: when there is no image column, or several and none is called `image`.
     """
     metadata = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(metadata)["info"]["features"] if metadata else {}
-    features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    try:
+        features = json.loads(metadata)["info"]["features"] if metadata else {}
+        features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} has damaged metadata ({type(error).__name__}): copy or write it again") from error
     types = {field.name: str(field.type) for field in schema}
     images = [name for name, feature in features.items() if feature.get("_type") == "Image" and name in types]
     images = images or [name for name, kind in types.items() if kind.startswith("struct<bytes: ")]
@@ -164,7 +210,11 @@ def find_columns(path: Path, schema: "pyarrow.Schema") -> Columns:
         raise UserError(f"{path} has {found}: pass a data set with one, or one called image")
     labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     label = "label" if "label" in types else labels[0] if len(labels) == 1 else None
-    return Columns(images[0], label, features.get(label or "", {}).get("names"))
+    classes = features.get(label or "", {}).get("names")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if classes is not None and (not named or len(set(classes)) < len(classes)):
+        raise UserError(f"{path} has damaged metadata (names of {label}): copy or write it again")
+    return Columns(images[0], label, classes)
 
 
 # files; everything is opened once in every process that needs it
@@ -179,8 +229,8 @@ def _told(path: Path) -> Iterator[None]:
         raise UserError(f"reading {path} needs pyarrow: pip install 'mgd_ssl[hf]'") from error
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} is damaged ({first}): copy or write it again") from error
 
 
@@ -223,6 +273,13 @@ def _num_rows(path: Path) -> int:
     return int(_parquet(path, os.getpid())[0].metadata.num_rows if path.suffix == ".parquet" else _table(path).num_rows)
 
 
+def _check_rows(path: Path, column: str) -> None:
+    """Raise pyarrow's error when an Arrow file is damaged: it is mapped, so wrong positions of rows would end the
+    process, not raise an error. Parquet is checked while it is decoded."""
+    if path.suffix != ".parquet" and column in _table(path).column_names:
+        _table(path)[column].validate(full=True)
+
+
 def _value(path: Path, column: str, row: int) -> Any:
     if path.suffix != ".parquet":
         return _table(path)[column][row].as_py()
@@ -235,5 +292,6 @@ def _value(path: Path, column: str, row: int) -> Any:
 def _column(path: Path, column: str) -> list[Any]:
     """All values of a small column."""
     if path.suffix != ".parquet":
+        _check_rows(path, column)
         return list(_table(path)[column].to_pylist())
     return list(_parquet(path, os.getpid())[0].read(columns=[column], use_threads=False)[column].to_pylist())

@@ -1,16 +1,18 @@
 """The images of a data set, by index."""
 
+import errno
 import hashlib
-import io
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mgd_ssl.decode import USUAL, Decoding, decode
 from mgd_ssl.errors import UserError
 
 DECODER_VERSION = 1  # to be raised when the pixels of any file change; caches of features hold it
@@ -73,6 +75,7 @@ class Images(ABC):
 
     root: Path  # stands before a name in messages
     ignored: list[str]  # what was passed over for its extension
+    decoding: Decoding = USUAL  # how they become pixels
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -86,12 +89,13 @@ class Images(ABC):
         """The encoded image.
 
         Raises:
-            OSError: as the file system says, or when the file is no longer the one that was listed.
+            OSError: as the file system says, or when the file is no regular one, has more bytes than any image may
+                have (`Decoding.max_bytes`), or is no longer the one that was listed.
         """
 
     def open(self, index: int) -> Image.Image:
         """Decode an image to RGB; whatever is wrong with it is an exception."""
-        return decode(self.read(index))
+        return decode(self.read(index), self.decoding)
 
     @abstractmethod
     def labels(self) -> tuple[np.ndarray, list[str]]:
@@ -107,7 +111,8 @@ class Images(ABC):
 
     @abstractmethod
     def state(self) -> str:
-        """Hash of the place, and of the names, sizes and times of all files: another one when a file is replaced."""
+        """Hash of the place, of the names, sizes and times of all files, and of how they are decoded: another one when
+        a file is replaced."""
 
 
 class ImageList(Images):
@@ -141,7 +146,7 @@ class ImageList(Images):
 
     def read(self, index: int) -> bytes:
         """The encoded image."""
-        return (self.root / self.name(index)).read_bytes()
+        return read_regular(self.root / self.name(index), self.decoding.max_bytes)
 
     def labels(self) -> tuple[np.ndarray, list[str]]:
         """Class index [n] of every image and the class names: the first folder of its path, sorted."""
@@ -153,7 +158,7 @@ class ImageList(Images):
 
     def state(self) -> str:
         """Hash of the place, and of the names, sizes and times of all files."""
-        return hash_of_files(self.root, self.fingerprint(), self.names)
+        return hash_of_files(self, self.names)
 
 
 def folder_labels(root: Path, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
@@ -184,33 +189,53 @@ def numbered(values: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(sorted(names, key=key))}
 
 
-def hash_of_files(root: Path, fingerprint: str, names: Iterable[str]) -> str:
-    """Hash of a place, of what is there, and of the sizes and times of its files."""
-    digest = hashlib.sha256(os.fsencode(f"{root.resolve()}\n{fingerprint}"))
-    for name in names:
-        stat = (root / name).stat()
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+def hash_of_files(images: Images, files: Iterable[str]) -> str:
+    """Hash of a place, of what is there, of the sizes and times of its files, and of how they are decoded."""
+    digest = hashlib.sha256(os.fsencode(f"{images.root.resolve()}\n{images.fingerprint()}\n{images.decoding}"))
+    for name in files:
+        try:
+            found = (images.root / name).stat()
+            digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+        except OSError:  # a link to nothing, or gone: an unreadable image like any other
+            digest.update(b"gone\n")
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file (or a link to one) to read.
+
+    Raises:
+        OSError: as the file system says, and for pipes, devices and sockets, which are not waited for.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        OSError: as of `open_regular`, and when there are more than `most`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_bytes(size, most)
+        return file.read(size)
+
+
+def check_bytes(size: int, most: int) -> None:
+    """Raise OSError when an encoded image has more than `most` bytes."""
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, and no image of max_pixels has more than {most}")
 
 
 def is_image(name: str) -> bool:
     """Whether a path is one of an image: its extension is, and it is not hidden (as macOS's `._x.jpg` are)."""
     base = name.rpartition("/")[2]
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
-
-
-def identify(content: bytes) -> Image.Image:
-    """An encoded image with only its header looked at; whatever is wrong with that is an exception."""
-    try:
-        return Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:  # its own text names a buffer's address
-        raise UnidentifiedImageError("its format is none that Pillow knows") from None
-
-
-def decode(content: bytes) -> Image.Image:
-    """An encoded image as RGB, through Pillow; whatever is wrong with it is an exception."""
-    with identify(content) as image:
-        return image.convert("RGB")
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:
@@ -237,3 +262,12 @@ class Unreadable(NamedTuple):
 
     name: str
     why: str
+
+
+class Noted(list[Unreadable]):
+    """What there is to tell of the files of a batch: those that could not be decoded, and two counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded = 0  # images
+        self.composited = 0  # of them on the background, for their transparent parts

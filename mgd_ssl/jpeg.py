@@ -2,25 +2,29 @@
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
-from mgd_ssl.images import decode
+from mgd_ssl.decode import USUAL, Decoding, decode_told
 from moco.augment_cpu import Pixels
 
 PLAIN = ("YCbCr", "RGB")  # libjpeg would make RGB of CMYK and grey too, but not Pillow's
-UNLIMITED = 2**62
 
 
-def decode_pixels(content: bytes) -> Pixels:
+def decode_pixels(content: bytes, how: Decoding = USUAL) -> Pixels:
     """An encoded image as RGB [H, W, 3]: the pixels Pillow gives, and its exception where it refuses.
 
     Like Pillow, it leaves images as they lie in the file, whatever EXIF says of their orientation.
     """
+    return decode_pixels_told(content, how)[0]
+
+
+def decode_pixels_told(content: bytes, how: Decoding) -> tuple[Pixels, bool]:
+    """An encoded image as RGB [H, W, 3], and whether it was composited on the background."""
     if content.startswith(b"\xff\xd8\xff"):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-            if colours in PLAIN and height * width <= (Image.MAX_IMAGE_PIXELS or UNLIMITED):
-                return simplejpeg.decode_jpeg(content, fastdct=False, fastupsample=False)
+            if colours in PLAIN and height * width <= how.max_pixels:
+                return simplejpeg.decode_jpeg(content, fastdct=False, fastupsample=False), False
         except ValueError:  # damaged, or of a kind it does not know: Pillow has the last word, and words it better
             pass
-    return np.array(decode(content))
+    image, composited = decode_told(content, how)
+    return np.array(image), composited

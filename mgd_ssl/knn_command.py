@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from mgd_ssl.checkpoint import find_weights
-from mgd_ssl.config import RuntimeConfig, Settings, parse
+from mgd_ssl.config import Background, MaxPixels, RuntimeConfig, Settings, parse
+from mgd_ssl.data import decoding_as_in
+from mgd_ssl.decode import Decoding
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
@@ -25,9 +28,9 @@ from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.log import progress_bar
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
-from mgd_ssl.skipped import TOLD, over_ranks
+from mgd_ssl.skipped import TOLD, composited, counts_of, over_ranks
 from mgd_ssl.weights import LoadReport, load_backbone
-from moco.dist import rank, world_size
+from moco.dist import rank, sum_over_ranks, world_size
 
 DEFAULT_SIZE = 224  # of crops where the weights do not lie in a run's folder
 SHARES = {"": 1.0, "1pct": 0.01, "10pct": 0.1}  # of the labels: the second part of a result's name -> share
@@ -62,6 +65,11 @@ class KNNEvaluationConfig(Settings):
     """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which there is no result."""
+    background: Background | None = None
+    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]; None: that of the run, white
+    for other files."""
+    max_pixels: MaxPixels | None = None
+    """Images with more pixels are unreadable; None: as in the run, 100 million for other files."""
     runtime: RuntimeConfig = RuntimeConfig()
 
 
@@ -114,7 +122,8 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
             network.compile()
-        sets = scan_labelled(data / "train", data / "val")
+        decoding = decoding_as_in(run, config.background, config.max_pixels)
+        sets = scan_labelled(data / "train", data / "val", decoding)
         check_ks(config, sets[0].labels)
         image_size = config.image_size or run_image_size(run)
         unreadable: list[dict[str, str]] = [{}, {}]
@@ -125,7 +134,8 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         rows = knn_rows(config, bank, queries, runtime)
         details = {
             "data": str(data), "image_size": image_size, "precision": config.runtime.precision,
-            "processes": world_size(), "weights": str(report), "sha256": report.sha256,
+            "background": decoding.background, "processes": world_size(), "weights": str(report),
+            "sha256": report.sha256,
             "unreadable": dict(zip(("train", "val"), unreadable, strict=True)),
         }  # fmt: skip
         evaluations = [as_evaluation(row, config, report, len(queries.labels), details) for row in rows]
@@ -214,9 +224,11 @@ def features(
         UserError: when too many images are unreadable.
     """
     noted: dict[str, str] = {}
+    counts = torch.zeros(2, dtype=torch.int64)  # images composited, images decoded
 
-    def note(failures: Sequence[Unreadable]) -> None:
-        noted.update(failures)
+    def note(files: Sequence[Unreadable]) -> None:
+        noted.update(files)
+        counts.add_(counts_of(files))
 
     with ExitStack() as stack:
         advance = progress_bar(stack, f"features of {name} images", -(-len(labelled.images) // world_size()))
@@ -226,6 +238,8 @@ def features(
             report=note, progress=advance,
         )  # fmt: skip
     unreadable |= over_ranks(noted)
+    if line := composited(labelled.images, sum_over_ranks(counts)):
+        _tell(line)
     share = len(unreadable) / len(labelled.images)
     root, first = labelled.images.root, ", ".join(list(unreadable)[:TOLD])
     if share > config.max_unreadable:
@@ -278,6 +292,7 @@ def as_evaluation(
         line += f", {config.runtime.precision}"
     if replaced := sum(len(files) for files in details["unreadable"].values()):
         line += f", {replaced} unreadable images replaced"
+    line += Decoding(details["background"]).told()
     return Evaluation(
         kind="knn",
         name=row.name,

@@ -9,6 +9,7 @@ from torch import nn
 
 from mgd_ssl.config import KNNConfig
 from mgd_ssl.data import subset
+from mgd_ssl.decode import USUAL, Decoding
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Leaving, extract_features, scan_labelled
 from mgd_ssl.images import Images
@@ -27,6 +28,7 @@ class KNNMonitor:
         seed: picks the voting images where the folder holds more than `max_bank`.
         workers: data processes.
         skipped: opens the account of a folder's unreadable images, by a short name of the folder.
+        decoding: how the images become pixels.
 
     Raises:
         UserError: for missing folders, or classes that differ between them.
@@ -41,6 +43,7 @@ class KNNMonitor:
         seed: int,
         workers: int,
         skipped: Callable[[str, Images], SkippedFiles],
+        decoding: Decoding = USUAL,
     ) -> None:
         if config.train is None or config.val is None:
             missing = "knn.train" if config.train is None else "knn.val"
@@ -48,7 +51,7 @@ class KNNMonitor:
         self.config, self.runtime = config, runtime
         self.image_size, self.workers = image_size, workers
         train, val = config.train, config.val
-        (self.bank, self.bank_labels), (self.queries, self.query_labels) = scan_labelled(train, val)
+        (self.bank, self.bank_labels), (self.queries, self.query_labels) = scan_labelled(train, val, decoding)
         self.skipped_bank = skipped("knn_train", self.bank)
         self.skipped_queries = skipped("knn_val", self.queries)
         self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
@@ -71,7 +74,8 @@ class KNNMonitor:
     def protocol(self) -> str:
         """What a number of this monitor means."""
         config = self.config
-        return protocol(config.k, config.temperature, f"{len(self.bank_indices)}", len(self.queries), self.image_size)
+        line = protocol(config.k, config.temperature, f"{len(self.bank_indices)}", len(self.queries), self.image_size)
+        return line + self.bank.decoding.told()
 
     def evaluate(self, trunk: nn.Module, leaving: Leaving = lambda batches, most: batches) -> Accuracy:
         """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `leaving` as in `extract_features`."""

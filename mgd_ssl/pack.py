@@ -5,9 +5,10 @@ import json
 import os
 import signal
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -18,17 +19,18 @@ from PIL import Image
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from mgd_ssl.config import Settings, differences, parse
+from mgd_ssl.config import Background, MaxPixels, Settings, differences, parse
 from mgd_ssl.data import batches, chunks
+from mgd_ssl.decode import USUAL, Decoding, decode, identify
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.files import whole_file, write_whole, writing
-from mgd_ssl.images import ImageList, Images, decode, identify, is_image
-from mgd_ssl.log import progress_bar
+from mgd_ssl.images import ImageList, Images, is_image
+from mgd_ssl.log import logger, progress_bar
 from mgd_ssl.pretrain import run_folder
 from mgd_ssl.runtime import StopRequest
-from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex
-from mgd_ssl.shards import INDEX_NAME, PART
+from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex, scan_shard
+from mgd_ssl.shards import INDEX_ERRORS, INDEX_NAME, PART
 from mgd_ssl.sources import open_images
 
 CHUNK = 16  # images a worker hands over at a time
@@ -51,6 +53,10 @@ class PackConfig(Settings):
     """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of images that may be left out because their format is unknown or they cannot be reduced."""
+    background: Background = USUAL.background
+    """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
+    max_pixels: MaxPixels = USUAL.max_pixels
+    """Images with more pixels are left out."""
     workers: int | None = Field(None, ge=0)
     """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
@@ -97,7 +103,7 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
     source, out = config.images, config.out
     if source is None or out is None:
         raise UserError("mgd-ssl pack takes two folders: that of the images, and that of the shards to be written")
-    return pack_images(open_images(source), config, out)
+    return pack_images(open_images(source, Decoding(config.background, config.max_pixels)), config, out)
 
 
 def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
@@ -106,13 +112,15 @@ def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:
     with run_folder(out, description(config, images), check_same_pack) as finished:
         if finished is None:
             finished = asdict(packer.run())
+        else:
+            packer.mend(int(finished["left_out"]))
         packer.remove_parts()
         return PackResult(**{**finished, "out": str(out)})
 
 
 def description(config: PackConfig, images: Images) -> dict[str, Any]:
     """What a pack is, as saved in its `config.json`."""
-    wanted = ("short_side", "quality", "shard_images", "labels")
+    wanted = ("short_side", "quality", "shard_images", "labels", "background", "max_pixels")
     return {
         "config": config.model_dump(mode="json", include=set(wanted)) | {"images": images.fingerprint()},
         "environment": environment(),
@@ -156,10 +164,10 @@ class Packing(Dataset[list[Packed]]):
         name = self.images.name(index)
         try:
             content = self.images.read(index)
-            with identify(content) as image:
+            with identify(content, self.images.decoding) as image:
                 size, kind = image.size, image.format
             if self.short_side is not None and min(size) > self.short_side:
-                return Packed(reduced(decode(content), self.short_side, self.quality), ".jpg", "")
+                return Packed(reduced(decode(content, self.images.decoding), self.short_side, self.quality), ".jpg", "")
             extension = os.path.splitext(name)[1] if is_image(name) else f".{kind}".lower()
             if not is_image(f"x{extension}"):  # JPEGs of telephones are of the kind MPO; readers look at the content
                 extension = ".jpg"
@@ -205,7 +213,7 @@ class Packer:
         """Write what is missing, then the index."""
         keys = Keys(self.images, self.labels, self.classes)
         workers = len(os.sched_getaffinity(0)) if self.config.workers is None else self.config.workers
-        done = [number for number in range(self.count) if self._shard(number).exists()]
+        done = [number for number in range(self.count) if self._is_done(number)]
         todo = sorted(set(range(self.count)) - set(done))
         self.left_out = sum(len(self._skipped(number)) for number in done)
         packing = Packing(self.images, self.config.short_side, self.config.quality)
@@ -220,6 +228,37 @@ class Packer:
                     images = islice(loader, len(chunks(self._indices(number), CHUNK)))
                     self._write(number, chain.from_iterable(images), keys, stop, advance)
             return self._finish()
+
+    def mend(self, left_out: int) -> None:
+        """Write the index of a finished pack again if it is damaged or gone, and tell when the account of the images
+        left out is.
+
+        Raises:
+            UserError: when a shard is missing or damaged, too.
+        """
+        account = self.out / "skipped.jsonl"
+        lines = account.read_bytes().splitlines(keepends=True) if account.is_file() else []
+        if sum(b'"why": ' in line and line.endswith(b"\n") for line in lines) < left_out:
+            logger.warning("%s no longer names all %d images left out: pack again to see them", account, left_out)
+        try:
+            ShardIndex.load(self.out / INDEX_NAME)
+        except INDEX_ERRORS as error:
+            logger.warning("%s cannot be used (%s): it is made anew from the shards", self.out / INDEX_NAME, error)
+            shards = [self._shard(number) for number in range(self.count)]
+            index = ShardIndex.joined([scan_shard(shard, shard.name) for shard in shards])
+            undated = [replace(shard, time=0) for shard in index.shards]  # it travels with them
+            with writing(self.out):
+                replace(index, shards=undated).save(self.out / INDEX_NAME)
+
+    def _is_done(self, number: int) -> bool:
+        """Whether a shard is there with whole parts, which account for all of its images."""
+        try:
+            index, skipped = ShardIndex.load(self._part(number, "index")), self._skipped(number)
+            [shard] = index.shards
+            whole = len(index) + len(skipped) == len(self._indices(number))
+            return whole and self._shard(number).stat().st_size == shard.size
+        except INDEX_ERRORS:
+            return False
 
     def remove_parts(self) -> None:
         """Remove what a finished pack no longer needs."""
@@ -249,7 +288,10 @@ class Packer:
         return np.arange(start, min(start + self.config.shard_images, len(self.images)))
 
     def _skipped(self, number: int) -> list[str]:
-        return self._part(number, "skipped").read_text().splitlines()
+        *lines, checksum = self._part(number, "skipped").read_text().splitlines()
+        if checksum != checksum_of(lines):
+            raise ValueError("damaged")
+        return lines
 
     def _remove_leftovers(self) -> None:
         for path in self.out.glob(".*.tmp"):  # of a process killed while it was writing
@@ -288,7 +330,8 @@ class Packer:
                         )
             file.flush()
             builder.finish(file, shard.name, 0).save(self._part(number, "index"))
-            write_whole(self._part(number, "skipped"), "".join(f"{line}\n" for line in skipped).encode())
+            part = [*skipped, checksum_of(skipped)]
+            write_whole(self._part(number, "skipped"), "".join(f"{line}\n" for line in part).encode())
         self.left_out += len(skipped)
 
     def _check_share(self, skipped: list[str]) -> None:
@@ -313,6 +356,11 @@ class Packer:
         index.save(self.out / INDEX_NAME)
         write_whole(self.out / "result.json", json.dumps(asdict(result), indent=2).encode())
         return result
+
+
+def checksum_of(lines: Sequence[str]) -> str:
+    """CRC-32 of lines."""
+    return f"{zlib.crc32(json.dumps(list(lines)).encode()):08x}"
 
 
 class Keys:

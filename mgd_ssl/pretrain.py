@@ -15,6 +15,7 @@ import torch
 
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
 from mgd_ssl.config import PretrainConfig, differences, flattened, parse
+from mgd_ssl.data import decoding_of
 from mgd_ssl.encoders import initial_encoder, stage_taps
 from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
@@ -113,7 +114,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     config = config or PretrainConfig(**settings)
     out, train = required(config)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: open_images(train))
+        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
         check_sizes(config, len(images))
         teacher = load_teacher(config)
         method = build_method(config, teacher)
@@ -166,6 +167,7 @@ def run(
                 seed=config.seed,
                 workers=runtime.data_workers(config.data.workers),
                 skipped=skipped,
+                decoding=decoding_of(config.data),
             )
         trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
         if state is not None and newest is not None:

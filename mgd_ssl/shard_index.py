@@ -17,11 +17,12 @@ import numpy as np
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import whole_file
-from mgd_ssl.images import PackedNames, is_image
+from mgd_ssl.images import PackedNames, is_image, open_regular
 
 BLOCK = 512  # bytes of a tar header; contents start at multiples of it
 LONGEST_CLASS = 1024  # bytes of a .cls member that may be a class
-VERSION = 1  # of the index file
+VERSION = 2  # of the index file; 1 was without its checksum
+LONGEST_READ = 2**20  # bytes read at once from a tar file for its headers and classes
 ROW = np.dtype(
     [
         ("shard", "<u4"),  # number in `ShardIndex.shards`
@@ -33,6 +34,7 @@ ROW = np.dtype(
     ]
 )
 NO_LABEL = -1
+CHECKSUM_BYTES = 4  # at the end of the index file
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}  # how their files begin
 
 
@@ -80,16 +82,28 @@ class ShardIndex:
         with whole_file(path) as file:
             for array in (header, self.rows, self.packed):
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+            end = file.tell()
+            file.seek(0)
+            file.write(_checksum(file, end))  # which has moved the position to the end
 
     @classmethod
-    def load(cls, path: Path) -> "ShardIndex":
+    def load(cls, path: Path, check: bool = True) -> "ShardIndex":
         """An index whose arrays stay in the file until they are looked at.
+
+        Args:
+            path: of the file.
+            check: read it once to compare its checksum, unless another process of the run has done so.
 
         Raises:
             OSError: as the file system says.
-            ValueError: when the file is no index, is cut off, or was written by another version.
+            ValueError: when the file is no index, is damaged or cut off, or was written by another version.
         """
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            if check:
+                end = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
+                if end < 0 or _checksum(file, end) != file.read():
+                    raise ValueError("its checksum is another one, so it is damaged, cut off or of another version")
+                file.seek(0)
             about = json.loads(_mapped(file).tobytes())
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}")
@@ -119,6 +133,14 @@ class ShardIndex:
             list(classes),
             [name for part in parts for name in part.ignored],
         )
+
+
+def _checksum(file: BinaryIO, end: int) -> bytes:
+    """CRC-32 of the bytes from the file's position to `end`, where it is then."""
+    checksum = 0
+    while file.tell() < end and (part := file.read(min(2**20, end - file.tell()))):
+        checksum = zlib.crc32(part, checksum)
+    return checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def _mapped(file: BinaryIO) -> np.ndarray:
@@ -190,12 +212,12 @@ def scan_shard(path: Path, name: str) -> ShardIndex:
         UserError: when it is missing, no tar file, compressed, cut off or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _check_plain(path, file.read(6))
             file.seek(0)
             builder = IndexBuilder()
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for sample in _samples(tar):
+            with tarfile.open(fileobj=_Sparing(file), mode="r:") as tar:  # type: ignore[call-overload]
+                for sample in _samples(tar, os.fstat(file.fileno()).st_size):
                     _add_sample(builder, tar, path, sample)
                 _check_end(path, file, tar.offset)
             return builder.finish(file, name, os.fstat(file.fileno()).st_mtime_ns)
@@ -203,6 +225,21 @@ def scan_shard(path: Path, name: str) -> ShardIndex:
         raise UserError(f"{path} is no whole tar file ({error}): copy or write it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or leave it out") from error
+    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:  # tarfile's, of odd headers
+        raise UserError(f"{path} is no whole tar file ({type(error).__name__}): copy or write it again") from error
+
+
+class _Sparing:
+    """A tar file whose headers cannot make the memory grow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """So many bytes."""
+        if not 0 <= size <= LONGEST_READ:
+            raise tarfile.ReadError(f"a header tells of {size} bytes of names and the like")
+        return self._read(size)
 
 
 def _check_plain(path: Path, start: bytes) -> None:
@@ -219,11 +256,17 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
         raise UserError(f"{path} {what} after {end} bytes: copy or write it again")
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    """The files of every sample, in the order of the shard."""
+def _samples(tar: tarfile.TarFile, length: int) -> Iterator[list[tarfile.TarInfo]]:
+    """The files of every sample, in the order of the shard, which has `length` bytes."""
     sample: list[tarfile.TarInfo] = []
+    before = -1
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep a million of them
+        if member.size < 0 or tar.offset <= before:  # it would lead back, for ever
+            raise tarfile.ReadError(f"a header tells of {member.size} bytes")
+        if tar.offset > length:
+            raise tarfile.ReadError("unexpected end of data")
+        before = tar.offset
         if member.isdir():
             continue
         if sample and sample_key(sample[0].name) != sample_key(member.name):

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import Images, folder_labels, hash_of_files, numbered
+from mgd_ssl.images import Images, check_bytes, folder_labels, hash_of_files, numbered, open_regular
 from mgd_ssl.log import logger, progress_bar
 from mgd_ssl.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, read_at, scan_shard
 
 INDEX_NAME = "shards.index"  # of the index that `mgd-ssl pack` leaves beside its shards
+INDEX_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of an index that is missing or damaged
 PART = ".shard-{number:06d}.{kind}"  # what it keeps beside a shard until all are there
 OPEN_SHARDS = 256  # file descriptors a process holds at most; others are opened again when they are needed
 
@@ -35,15 +36,16 @@ class ShardImages(Images):
         self.ignored = index.ignored
         self.names = index.names
 
-    def __reduce__(self) -> tuple[Callable[..., "ShardImages"], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., "ShardImages"], tuple[Any, ...], dict[str, Any]]:
+        state = {"decoding": self.decoding}
         if self.index.path == self.root / INDEX_NAME:
-            return ShardImages.mapped, (self.root,)
-        return ShardImages, (self.root, self.index)
+            return ShardImages.mapped, (self.root, False), state  # this process has checked it
+        return ShardImages, (self.root, self.index), state
 
     @classmethod
-    def mapped(cls, root: Path) -> "ShardImages":
+    def mapped(cls, root: Path, check: bool = True) -> "ShardImages":
         """The shards of a folder by the index that lies there."""
-        return cls(root, ShardIndex.load(root / INDEX_NAME))
+        return cls(root, ShardIndex.load(root / INDEX_NAME, check))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -56,9 +58,11 @@ class ShardImages(Images):
         """The encoded image, by one read at its position.
 
         Raises:
-            OSError: as the file system says, or when the shard holds something else there than when it was indexed.
+            OSError: as the file system says, when the shard holds something else there than when it was indexed, or
+                when the image has too many bytes.
         """
         number, offset, size, mark, _, _ = self.index.rows[index].item()
+        check_bytes(size, self.decoding.max_bytes)
         shard = self.index.shards[number]
         opened = _opened(self.root / shard.name, shard)
         block = read_at(opened.number, offset, size)
@@ -101,14 +105,15 @@ class ShardImages(Images):
 
     def state(self) -> str:
         """Hash of the place, and of the names, sizes and times of all shards and the sizes of their images."""
-        return hash_of_files(self.root, self.fingerprint(), (shard.name for shard in self.index.shards))
+        return hash_of_files(self, (shard.name for shard in self.index.shards))
 
 
 class _Descriptor:
     """An open file that is closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        with open_regular(path) as file:
+            self.number = os.dup(file.fileno())
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -133,14 +138,16 @@ def open_packed(folder: Path) -> ShardImages:
     """The shards of a folder with an index from `mgd-ssl pack`.
 
     Raises:
-        UserError: when a shard is missing; shards that have changed are scanned anew.
+        UserError: when a shard is missing; shards that have changed, or whose index is damaged, are scanned anew.
     """
+    there = sorted(folder.glob("*.tar"))
     try:
         images = ShardImages.mapped(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / INDEX_NAME} cannot be used ({error}): remove it, and the shards are scanned instead"
-        ) from error
+    except INDEX_ERRORS as error:
+        if not there:
+            raise UserError(f"{folder} holds {INDEX_NAME} and no shard: restore them") from error
+        logger.warning("%s cannot be used (%s): the shards beside it are scanned", folder / INDEX_NAME, error)
+        return open_shards(there)
     known = [folder / shard.name for shard in images.index.shards]
     missing = [path for path in known if not path.exists()]
     if missing:
@@ -148,7 +155,6 @@ def open_packed(folder: Path) -> ShardImages:
             f"{missing[0]} is missing ({len(missing)} of {len(known)} shards): restore it, or remove "
             f"{folder / INDEX_NAME} to do without"
         )
-    there = sorted(folder.glob("*.tar"))
     if there == sorted(known) and is_current(images):
         return images
     logger.warning("shards in %s are not those of its index: they are scanned", folder)
@@ -172,7 +178,7 @@ def open_shards(paths: Sequence[Path]) -> ShardImages:
         images = ShardImages(root, ShardIndex.load(cached))
         if is_current(images):
             return images
-    except (OSError, ValueError, KeyError, TypeError):
+    except INDEX_ERRORS:
         pass  # not there yet, or not whole: it is made anew
     parts = []
     with ExitStack() as stack:
@@ -210,7 +216,7 @@ def is_current(images: ShardImages) -> bool:
         path = images.root / shard.name
         has_images = ends[number] > (ends[number - 1] if number else 0)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_size != shard.size or shard.time not in (0, stat.st_mtime_ns):
                     return False

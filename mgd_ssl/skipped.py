@@ -1,20 +1,21 @@
 """Account of files that are passed over: each told once, counted, and too many of them stop a run."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from mgd_ssl.errors import TrainingError
-from mgd_ssl.files import Appended, writing
-from mgd_ssl.images import Images, Unreadable
+from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.files import Appended, write_whole, writing
+from mgd_ssl.images import Images, Noted, Unreadable, read_regular
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import on_rank_zero
 from moco.dist import rank, sum_over_ranks, world_size
 
+LONGEST = 2**30  # bytes of an account
 TOLD = 5  # single files named in the log; the rest are in the file
 
 
@@ -32,23 +33,20 @@ class SkippedFiles:
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes
+        self.counts = torch.zeros(2, dtype=torch.int64)  # by this rank: images composited, images decoded
+        self.told_composited = False
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            if lines and not lines[-1].endswith("\n"):  # cut off when an earlier part of the run was killed
-                lines.pop()
-                if rank() == 0:
-                    os.truncate(path, sum(map(len, lines)))  # ASCII, so characters are bytes
-            entries = [json.loads(line) for line in lines]
-            self.known = {entry["file"] for entry in entries if "why" in entry}
+            self.known = self._read()
         elif rank() == 0 and images.ignored:
             logger.warning(
                 "%d files without an image's extension are ignored (first: %s), listed in %s",
                 len(images.ignored), images.ignored[0], path,
             )  # fmt: skip
-            self._append([{"file": name, "ignored": "not an image's extension"} for name in images.ignored])
+            self._append(self._ignored())
 
     def note(self, unreadable: Sequence[Unreadable]) -> None:
         """Remember files seen by this rank."""
+        self.counts += counts_of(unreadable)
         self.fresh |= {name: why for name, why in unreadable if name not in self.known}
 
     def share(self) -> None:
@@ -58,7 +56,12 @@ class SkippedFiles:
             TrainingError: on all ranks, when the share of unreadable images is too large, or the account cannot be
                 written.
         """
-        if sum_over_ranks(torch.tensor(len(self.fresh))) == 0:
+        fresh, *counts = sum_over_ranks(torch.tensor([len(self.fresh), *self.counts.tolist()])).tolist()
+        if not self.told_composited and (line := composited(self.images, counts)):
+            self.told_composited = True
+            if rank() == 0:
+                logger.warning("%s", line)
+        if fresh == 0:
             return
         new = {name: why for name, why in over_ranks(self.fresh).items() if name not in self.known}
         self.fresh = {}
@@ -74,6 +77,35 @@ class SkippedFiles:
                 f"{self.setting} = {self.max_share:g}: mend the files listed in {self.path}, or raise the limit"
             )
 
+    def _read(self) -> set[str]:
+        """Files an earlier part of the run told of; lines that are damaged, or cut off by a kill, are dropped."""
+        try:
+            content = read_regular(self.path, LONGEST)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}): remove it, and it is made anew") from error
+        *lines, rest = content.split(b"\n")
+        entries = [entry for entry in map(_entry, lines) if entry is not None]
+        ignored = [entry["file"] for entry in entries if "ignored" in entry]
+        damaged = len(lines) - len(entries)
+        if rank() == 0 and (damaged or rest or not content or ignored != self.images.ignored):
+            if damaged or not content:
+                logger.warning(
+                    "%s is damaged (%s): the files it no longer names are noted again when they are read again",
+                    self.path, f"{damaged} of {len(lines)} lines" if content else "it is empty",
+                )  # fmt: skip
+            self._write(self._ignored() + [entry for entry in entries if "why" in entry])
+        return {entry["file"] for entry in entries if "why" in entry}
+
+    def _ignored(self) -> list[dict[str, str]]:
+        return [{"file": name, "ignored": "not an image's extension"} for name in self.images.ignored]
+
+    def _write(self, entries: list[dict[str, str]]) -> None:
+        with writing(self.path):
+            if entries:
+                write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            else:
+                self.path.unlink()
+
     def _append(self, entries: list[dict[str, str]]) -> None:
         with writing(self.path):
             file = Appended(self.path)
@@ -81,6 +113,33 @@ class SkippedFiles:
                 file.append("".join(json.dumps(entry) + "\n" for entry in entries).encode())
             finally:
                 file.close()
+
+
+def _entry(line: bytes) -> dict[str, str] | None:
+    """A line of an account, None when it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
+    return entry if whole and entry.keys() in ({"file", "why"}, {"file", "ignored"}) else None
+
+
+def counts_of(files: Sequence[Unreadable]) -> Tensor:
+    """How many images were composited, and decoded, while these files were noted: [2]."""
+    return torch.tensor([files.composited, files.decoded] if isinstance(files, Noted) else [0, 0])
+
+
+def composited(images: Images, counts: Sequence[int] | Tensor) -> str:
+    """One line that tells how many images (the first count) of those decoded (the second) have transparent parts, and
+    what was done with them; empty when there is none."""
+    some, of = (int(count) for count in counts)
+    if some == 0:
+        return ""
+    return (
+        f"{some} of the first {of} images read from {images.root} have transparent parts: they are composited on "
+        f"{images.decoding.background} (the setting background)"
+    )
 
 
 def over_ranks(mine: dict[str, str]) -> dict[str, str]:

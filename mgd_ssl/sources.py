@@ -4,26 +4,35 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgd_ssl.decode import USUAL, Decoding
 from mgd_ssl.errors import UserError
 from mgd_ssl.hugging_face import SUFFIXES, ArrowImages, is_saved, saved_files
-from mgd_ssl.images import ImageList, Images, is_image
+from mgd_ssl.images import ImageList, Images, is_image, read_regular
 from mgd_ssl.shards import INDEX_NAME, is_unfinished, open_packed, open_shards
 
 FILES = (".tar", *SUFFIXES)
+LONGEST_LIST = 2**26  # bytes of a text file with paths
 KINDS = "a folder of images, tar shards (a folder, a file, a pattern, a list) or a Hugging Face data set"
 
 
-def open_images(path: Path) -> Images:
+def open_images(path: Path, how: Decoding = USUAL) -> Images:
     """The images at a path.
 
     Args:
         path: a folder of images; tar shards as the folder they lie in, one .tar file, a pattern like `dir/*.tar`, or
             a text file with a path a line, relative to it; a Hugging Face data set as the folder of `save_to_disk`, or
             as .arrow or .parquet files, named in the same ways.
+        how: they are decoded.
 
     Raises:
         UserError: when there is no image, or a file is missing or damaged.
     """
+    images = _open(path)
+    images.decoding = how
+    return images
+
+
+def _open(path: Path) -> Images:
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():
@@ -60,7 +69,10 @@ def _open_folder(folder: Path) -> Images:
         raise UserError(f"{folder} holds an unfinished pack: run the same `mgd-ssl pack` again to finish it")
     if is_saved(folder):
         return ArrowImages(saved_files(folder))
-    entries = sorted(folder.iterdir())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed ({error.strerror}): check its permissions") from error
     files = [entry for entry in entries if entry.suffix in FILES]
     if files and not any(entry.is_dir() or is_image(entry.name) for entry in entries):
         return open_files(files)
@@ -76,8 +88,8 @@ def listed(path: Path) -> list[Path]:
     if is_image(path.name):
         raise UserError(f"{path} is a single image: pass {KINDS}")
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except UnicodeDecodeError as error:
+        lines = [line.strip() for line in read_regular(path, LONGEST_LIST).decode().splitlines()]
+    except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is neither {' nor '.join(FILES)} nor a list of such files: pass {KINDS}") from error
     found = [path.parent / line for line in lines if line and not line.startswith("#")]
     if not found:

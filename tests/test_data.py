@@ -161,15 +161,15 @@ ODD: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", ODD)
 def test_odd_files_become_rgb(tmp_path: Path, name: str) -> None:
     ODD[name](tmp_path / name)
     images = ImageList.scan(tmp_path)
     opened = images.open(0)
     assert opened.mode == "RGB" and opened.size == (44, 30)
-    with Image.open(tmp_path / name) as image:
-        assert np.array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
+    if name not in ("palette.png", "alpha.png", "sixteen.png"):  # those are in test_decode.py
+        with Image.open(tmp_path / name) as image:
+            assert np.array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
     crops = CentreCrops(images, 32, seed=0).__getitems__([0])
     assert crops.images.shape == (1, 32, 32, 3) and not crops.unreadable
 
@@ -215,7 +215,6 @@ def test_backends_render_the_same_views_up_to_rounding(photos: Path, backend: Ba
     assert (finished(batch).int() - finished(expected).int()).abs().float().mean() < 1.7
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("backend", ["cpu", "device"])
 def test_odd_files_are_seen_as_under_the_reference(tmp_path: Path, name: str, backend: Backend) -> None:

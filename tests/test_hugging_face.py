@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from datasets.table import embed_table_storage
 from PIL import Image
 from pyarrow import parquet
 
@@ -51,7 +52,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> dict[
         (root / "parquet" / split).mkdir(parents=True)
         half = len(dataset) // 2
         for part, rows in enumerate((range(half), range(half, len(dataset)))):
-            table = dataset.select(rows).with_format("arrow")[:]
+            table = embed_table_storage(dataset.select(rows).with_format("arrow")[:])  # their files are elsewhere
             path = root / "parquet" / split / f"part-{part}.parquet"
             parquet.write_table(
                 table.replace_schema_metadata(dataset.features.arrow_schema.metadata), path, row_group_size=7
@@ -209,6 +210,14 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cut off": (lambda d: cut_off(d), "data-00000-of-00002.arrow is damaged ("),
     "no file": (lambda d: without_files(d), "state.json lists no file"),
     "no json": (lambda d: without_files(d, "{"), "state.json is damaged ("),
+    "no dictionary": (lambda d: without_files(d, "[1]"), "state.json is damaged (it holds no object): save"),
+    "file elsewhere": (lambda d: without_files(d, '{"_data_files": [{"filename": "../x"}]}'), "lists '../x', no file"),
+    "split without a name": (lambda d: written(d / "dataset_dict.json", b'{"splits": []}').parent, "lists no split"),
+    "no splits": (lambda d: written(d / "dataset_dict.json", b"{").parent, "dataset_dict.json is damaged ("),
+    "no metadata": (lambda d: described(d, b"{"), "a.parquet has damaged metadata (JSONDecodeError): copy or write it"),
+    "odd metadata": (lambda d: described(d, b'{"info": []}'), "a.parquet has damaged metadata (TypeError): copy"),
+    "odd classes": (lambda d: described(d, b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}'),
+                    "a.parquet has damaged metadata (names of label): copy"),
     "mixed": (lambda d: mixed(d), "b.parquet cannot be read together with"),
     "unlike": (lambda d: unlike(d), "b.parquet has no column 'image', as "),
 }  # fmt: skip
@@ -217,6 +226,12 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def described(folder: Path, metadata: bytes) -> Path:
+    table = pyarrow.table({"image": structs(), "label": [0, 1, 1]})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": metadata}), folder / "a.parquet")
+    return folder / "a.parquet"
 
 
 def small(folder: Path) -> datasets.Dataset:
@@ -274,10 +289,18 @@ def test_labels_that_are_missing_are_told(tmp_path: Path) -> None:
         ({"label": [0, -1, 1]}, r"a1.parquet/000000001 has no label \(-1\): pass a labelled split"),
         ({"label": [0, None, 1]}, r"a2.parquet/000000001 has no label \(None\)"),
         ({"label": [4, 4, 4]}, "holds the single class 4"),
+        ({"label": [[1], [2], [3]]}, r"has labels that are no classes \(column label\): pass numbers or names"),
+        ({"label": [{"a": 1}] * 3}, "has labels that are no classes"),
     ]
     for number, (columns, told) in enumerate(cases):
         with pytest.raises(UserError, match=told):
             open_images(write_rows(tmp_path / f"a{number}.parquet", image=structs(), **columns)).labels()
+
+
+def test_a_label_beyond_the_classes_is_told(tmp_path: Path) -> None:
+    metadata = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}}'
+    with pytest.raises(UserError, match=r"has the label 1 of 1 classes: write it again"):
+        open_images(described(tmp_path, metadata)).labels()
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import simplejpeg
+from PIL import Image, ImageFile
 
 from mgd_ssl import jpeg
-from mgd_ssl.images import decode
+from mgd_ssl.decode import Decoding, decode
 from mgd_ssl.jpeg import decode_pixels
 from mgd_ssl.photograph import photograph
 
@@ -120,16 +121,22 @@ def test_damaged_files_fare_as_under_pillow() -> None:
         assert outcome(decode_pixels, whole[:-cut]) == outcome(decode, whole[:-cut])
 
 
-def test_huge_images_are_for_pillow_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 77 * 50 // 2 - 1)
-    with pytest.raises(Image.DecompressionBombError):
-        decode_pixels(encoded())
+@pytest.mark.parametrize("kind", WHOLE)
+def test_images_of_too_many_pixels_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = WHOLE[kind]()
+    height, width, _ = decode_pixels(content).shape
+    assert decode_pixels(content, Decoding(max_pixels=width * height)).shape == (height, width, 3)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for how in (decode, decode_pixels):
+        with pytest.raises(ValueError, match=f"it has {width} x {height} pixels, and max_pixels is"):
+            how(content, Decoding(max_pixels=width * height - 1))
 
 
 def test_plain_files_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(content: bytes) -> Image.Image:
+    def never(content: bytes, how: Decoding) -> tuple[Image.Image, bool]:
         raise AssertionError
 
-    monkeypatch.setattr(jpeg, "decode", never)
+    monkeypatch.setattr(jpeg, "decode_told", never)
     for kind in ("4:2:0", "4:4:4", "progressive", "RGB inside", "rotated by EXIF"):
         decode_pixels(WHOLE[kind]())

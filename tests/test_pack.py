@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mgd_ssl import Interrupted, TrainingError, UserError
 from mgd_ssl import pack as pack_module
 from mgd_ssl.cli import main
 from mgd_ssl.images import ImageList
+from mgd_ssl.log import logger
 from mgd_ssl.pack import Packing, pack
 from mgd_ssl.shard_index import scan_shard
 from mgd_ssl.sources import open_images
@@ -260,6 +262,80 @@ def test_a_finished_pack_is_not_written_again(photos: Path, tmp_path: Path, monk
     first = pack(**settings(photos, tmp_path / "out"))
     monkeypatch.setattr(Packing, "_packed", lambda self, index: pytest.fail("packed again"))
     assert pack(**settings(photos, tmp_path / "out")) == first
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "a bit flipped": flip,
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [(f".shard-000000.{kind}", damage) for kind in ("index", "skipped") for damage in DAMAGE]
+    + [("shard-000000.tar", damage) for damage in ("gone", "emptied", "cut off")],
+)
+def test_a_shard_whose_parts_are_damaged_is_packed_again(
+    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, part: str, damage: str
+) -> None:
+    packed = Packing._packed
+
+    def stopped(self: Packing, index: int) -> Any:
+        if index == 14:
+            signal.raise_signal(signal.SIGTERM)
+        return packed(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Packing, "_packed", stopped)
+        with pytest.raises(Interrupted):
+            pack(**settings(photos, tmp_path / "out"))
+    DAMAGE[damage](tmp_path / "out" / part)
+    pack(**settings(photos, tmp_path / "out"))
+    assert left_by(tmp_path / "out") == reference
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_index_of_a_finished_pack_is_made_anew(
+    photos: Path, tmp_path: Path, reference: dict[str, bytes], damage: str
+) -> None:
+    first = pack(**settings(photos, tmp_path / "out"))
+    DAMAGE[damage](tmp_path / "out" / "shards.index")
+    assert pack(**settings(photos, tmp_path / "out")) == first
+    assert left_by(tmp_path / "out") == reference
+    (tmp_path / "out" / "shards.index").unlink()
+    (tmp_path / "out" / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001.tar cannot be read \(No such file or directory\): restore it"):
+        pack(**settings(photos, tmp_path / "out"))
+
+
+def test_an_account_of_a_finished_pack_that_is_gone_is_told(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    pack(**settings(photos, tmp_path / "out"))
+    pack(**settings(photos, tmp_path / "out"))
+    assert not caplog.records
+    for spoil in (lambda path: path.write_bytes(path.read_bytes()[:-30]), lambda path: path.unlink()):
+        spoil(tmp_path / "out" / "skipped.jsonl")
+        caplog.clear()
+        pack(**settings(photos, tmp_path / "out"))
+        assert "skipped.jsonl no longer names all 2 images left out: pack again to see them" in caplog.text
+
+
+def test_an_image_of_too_many_pixels_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 3)
+    Image.new("1", (500, 500)).save(tmp_path / "photos" / "large.png")
+    result = pack(**settings(tmp_path / "photos", tmp_path / "out", max_pixels=40 * 36, max_unreadable=0.3))
+    assert (result.images, result.left_out) == (3, 1)
+    assert "it has 500 x 500 pixels, and max_pixels is 1440" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
 # errors

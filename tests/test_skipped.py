@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,29 @@ def test_the_limit_is_told_by_the_name_the_command_knows_it_by(tmp_path: Path) -
     skipped.note([Unreadable(name, "bad") for name in names(3)])
     with pytest.raises(TrainingError, match=r"more than --max-unreadable = 0.1: mend the files"):
         skipped.share()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", r"skipped.jsonl is damaged \(it is empty\): the files it no longer names are noted again when they are"),
+        (b'{"file": "001.jpg", "why": "bad"}\n{"file": 7, "why": "bad"}\n{"fi\xff\n', r"is damaged \(2 of 3 lines\)"),
+    ],
+)
+def test_a_damaged_account_is_told_and_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, told: str
+) -> None:
+    path = tmp_path / "skipped.jsonl"
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, logger="mgd_ssl"):
+        skipped = account(path, ignored=("a.txt",))
+    [record] = caplog.records
+    assert re.search(told, record.getMessage())
+    assert [entry["file"] for entry in entries(path)] == ["a.txt", "001.jpg"][: 2 if content else 1]
+    assert skipped.known == ({"001.jpg"} if content else set())
+    caplog.clear()
+    account(path, ignored=("a.txt",))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("cut", [1, 5, 12, 20])

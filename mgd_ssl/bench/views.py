@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from mgd_ssl.data import Backend, Space, TwoViews, batches
-from mgd_ssl.images import ImageList, Unreadable, decode
+from mgd_ssl.decode import decode
+from mgd_ssl.images import ImageList, Unreadable
 from mgd_ssl.jpeg import decode_pixels
 from mgd_ssl.photograph import jpeg, photograph
 from mgd_ssl.ring import view_batches

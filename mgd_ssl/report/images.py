@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgd_ssl.config import PretrainConfig, RuntimeConfig
-from mgd_ssl.data import CentreCrops, TrainingOrder, TwoViews, subset, view_policy
+from mgd_ssl.data import CentreCrops, TrainingOrder, TwoViews, decoding_of, subset, view_policy
+from mgd_ssl.decode import Decoding
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
@@ -31,19 +32,19 @@ class Folders:
     """Folders and other sources of images, each opened once for a report."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, Images] = {}
+        self._known: dict[tuple[Path, Decoding], Images] = {}
 
-    def open(self, root: Path) -> Images:
-        """The images of a source.
+    def open(self, root: Path, how: Decoding) -> Images:
+        """The images of a source, to be decoded in a given way.
 
         Raises:
             UserError: when there are none.
         """
         if not is_there(root):
             raise UserError(f"{root} is no longer there")
-        if root not in self._known:
-            self._known[root] = open_images(root)
-        return self._known[root]
+        if (root, how) not in self._known:
+            self._known[root, how] = open_images(root, how)
+        return self._known[root, how]
 
 
 # views
@@ -109,7 +110,7 @@ def images_of(run: Run, config: PretrainConfig, folders: Folders) -> Images:
     """The training images of a run, if they are still what they were."""
     if config.data.train is None:
         raise UserError("the run names no training folder")
-    images = folders.open(config.data.train)
+    images = folders.open(config.data.train, decoding_of(config.data))
     if images.fingerprint() != run.data["fingerprint"]:
         raise UserError(f"{config.data.train} no longer holds the images the run was trained on")
     return images
@@ -147,7 +148,7 @@ def embedding_picture(run: Run, folders: Folders) -> Picture:
         raise UserError("it ran without labelled images (knn.val)")
     if not run.encoder.is_file():
         raise UserError("it has no encoder.pt yet")
-    images = folders.open(config.knn.val)
+    images = folders.open(config.knn.val, decoding_of(config.data))
     labels, names = images.labels()
     features = encoder_features(run.encoder, config, images, labels, choose(labels, len(names)))
     return embedding_figure(run.name, features, names)
