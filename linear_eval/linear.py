@@ -6,10 +6,10 @@ import signal
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from linear_eval.cache import cached_features
 from linear_eval.engine import Probe, held_out, stages
@@ -17,7 +17,16 @@ from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
-from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
+from mgd_ssl.config import (
+    MAX_SEED,
+    MAX_SIZE,
+    MAX_WORKERS,
+    RuntimeConfig,
+    Settings,
+    differences,
+    each_once,
+    parse,
+)
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.evaluation import Evaluation
@@ -44,15 +53,20 @@ class LinearConfig(Settings):
     """Folder for the result, and for cached features; None: the run folder."""
     arch: str | None = None
     """Architecture of the backbone; None: told from the shapes in the file."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0,), min_length=1)
     """One evaluation each; several give a mean and a standard deviation."""
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
     """Edge of a crop in pixels; None: that of the run, 224 for a file."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which the evaluation stops."""
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
 
 
 def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
@@ -95,9 +109,6 @@ def required(config: LinearConfig) -> tuple[Path, Path, Path]:
     out = config.out or (checkpoint if checkpoint.is_dir() else None)
     if out is None:
         raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
-    repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
-    if repeated:
-        raise UserError(f"seed {repeated[0]} is negative or given twice: pass different seeds from 0 on")
     return checkpoint, data, out
 
 

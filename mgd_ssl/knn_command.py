@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from mgd_ssl.checkpoint import find_weights
-from mgd_ssl.config import RuntimeConfig, Settings, parse
+from mgd_ssl.config import MAX_SEED, MAX_SIZE, MAX_WORKERS, RuntimeConfig, Settings, each_once, parse
 from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
@@ -47,21 +47,33 @@ class KNNEvaluationConfig(Settings):
     """Architecture of the backbone; None: told from the shapes in the file."""
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 20, 100, 200), min_length=1)
     """Numbers of neighbours."""
-    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.07,), min_length=1)
+    temperature: tuple[Annotated[float, Field(ge=1e-4, le=1e4)], ...] = Field((0.07,), min_length=1)
     """A neighbour votes with exp(similarity / temperature)."""
     few_label: bool = False
     """Also let 1 % and 10 % of each class vote (one image at least)."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1, 2), min_length=1)
     """Each draws one few-label subset; the table shows mean and deviation."""
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
     """Edge of the centre crop in pixels; None: that of the run, 224 for other files."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**24)
     """Images in a forward pass."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which there is no result."""
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("k", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
+
+    @field_validator("temperature")
+    @classmethod
+    def _each_has_its_file(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{temperature:g}" for temperature in value}) < len(value):
+            raise ValueError("give values that differ within six digits, or their results would have one name")
+        return value
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from mgd_ssl.checkpoint import whole_file, write_whole
-from mgd_ssl.config import Settings, differences, parse
+from mgd_ssl.config import MAX_WORKERS, Settings, differences, parse
 from mgd_ssl.data import batches, chunks
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
@@ -31,6 +31,7 @@ from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex
 from mgd_ssl.shards import INDEX_NAME, PART
 from mgd_ssl.sources import open_images
 
+MAX_SIDE = 65500  # pixels of a JPEG
 CHUNK = 16  # images a worker hands over at a time
 
 
@@ -41,17 +42,17 @@ class PackConfig(Settings):
     """Folder of images (or any other source of images). Required."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Folder of the shards; the same command again continues a pack that was stopped. Required."""
-    short_side: int | None = Field(None, ge=1)
+    short_side: int | None = Field(None, ge=1, le=MAX_SIDE)
     """Reduce larger images to this short side in pixels, as JPEG; None: copy all images as they are."""
     quality: int = Field(95, ge=1, le=100)
     """Of the JPEG, where an image is reduced."""
-    shard_images: int = Field(4096, ge=1)
+    shard_images: int = Field(4096, ge=1, le=2**31)
     """Images in a shard."""
     labels: Literal["auto", "yes", "no"] = "auto"
     """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of images that may be left out because their format is unknown or they cannot be reduced."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
 
