@@ -14,7 +14,7 @@ from launchers.sweep import Element, read_sweep
 from mgd_ssl.commands import check
 from mgd_ssl.config import PretrainConfig, brief, parse
 from mgd_ssl.errors import UserError, nearest
-from mgd_ssl.printable import is_printable
+from mgd_ssl.printable import is_printable, printable
 
 if TYPE_CHECKING:
     from launchers.slurm import Job
@@ -119,7 +119,7 @@ def submit_all(
         new = submit(each, name, lines, runs, f"{after}:{jobs[0].number}" if jobs else None)
         what = f"{lines[0][0]} of " if jobs else "", " once it has finished" if jobs else ""
         for job in new:
-            print(f"job {job.job_id}: {what[0]}{job.run}{what[1]}, log {job.log}")
+            print(printable(f"job {job.job_id}: {what[0]}{job.run}{what[1]}, log {job.log}"))
         jobs += new
     if config.wait:
         return see_through(jobs)

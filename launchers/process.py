@@ -9,6 +9,7 @@ from pathlib import Path
 from launchers.records import End, Records
 from launchers.task import Place, execute
 from mgd_ssl.errors import INTERRUPTED
+from mgd_ssl.printable import printable_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if place.rank == 0 and ending.code in (0, INTERRUPTED):
         records.write(End(place.attempt, ending.code, requeued=False, told=ending.told))
         if ending.code:
-            print(f"mgd-ssl: {ending.told}", file=sys.stderr)
+            print(printable_lines(f"mgd-ssl: {ending.told}"), file=sys.stderr)
     return ending.code
 
 

@@ -33,6 +33,7 @@ from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.features import Features, Labelled, scan_labelled
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.pretrain import run_folder
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.weights import read_checkpoint
@@ -73,7 +74,7 @@ def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
     """Evaluate and print the result."""
     evaluation, file = linear(parse(LinearConfig, argv, prog))
     if os.environ.get("RANK", "0") == "0":
-        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {file}")
+        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {printable(file)}")
     return 0
 
 

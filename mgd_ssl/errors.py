@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from mgd_ssl.printable import printable
+
 
 class UserError(Exception):
     """Something the user can mend: a path, a setting, a full disk."""
@@ -46,7 +48,7 @@ def exit_code(program: Callable[[], int]) -> int:
         return program()
     except (Interrupted, UserError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"mgd-ssl: {error}", file=sys.stderr)
+            print(f"mgd-ssl: {printable(error)}", file=sys.stderr)
         return code_of(error)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from mgd_ssl.checkpoint import find_weights
@@ -23,6 +24,7 @@ from mgd_ssl.features import Features, Labelled, extract_features, scan_labelled
 from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.log import progress_bar
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import TOLD, over_ranks
 from mgd_ssl.weights import LoadReport, load_backbone
@@ -98,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     evaluations, out = evaluate(config)
     if os.environ.get("RANK", "0") == "0":
         show(evaluations)
-        print(f"results: {out / 'evaluation_knn_*.json'}" if out else "pass --out FOLDER to keep these results")
+        print(f"results: {printable(out / 'evaluation_knn_*.json')}" if out else "pass --out FOLDER to keep these results")
     return 0
 
 
@@ -258,7 +260,7 @@ def features(
 
 def _tell(line: str) -> None:
     if rank() == 0:
-        Console(stderr=True).print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def knn_rows(config: KNNEvaluationConfig, bank: Features, queries: Features, runtime: Runtime) -> list[Row]:
@@ -310,7 +312,7 @@ def as_evaluation(
 def show(evaluations: list[Evaluation]) -> None:
     """A table with a row an evaluation."""
     first = evaluations[0]
-    table = Table(title=f"k-NN of {first.checkpoint} ({first.arch})", title_justify="left")
+    table = Table(title=Text(printable(f"k-NN of {first.checkpoint} ({first.arch})")), title_justify="left")
     for column in ("k", "T", "labels", "top-1", "top-5"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("protocol")

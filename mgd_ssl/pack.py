@@ -26,6 +26,7 @@ from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.images import ImageList, Images, decode, identify, is_image
 from mgd_ssl.log import progress_bar
 from mgd_ssl.pretrain import run_folder
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import StopRequest
 from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex
 from mgd_ssl.shards import INDEX_NAME, PART
@@ -74,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
     labelled = f"{result.classes} classes" if result.classes else "no labels"
     print(f"{result.images} images ({labelled}) in {result.shards} shards, {result.megabytes:.1f} MB")
     if result.left_out:
-        print(f"{result.left_out} unreadable images are left out: see {Path(result.out) / 'skipped.jsonl'}")
-    print(f"finished: pass {result.out} in place of the folder")
+        print(f"{result.left_out} unreadable images are left out: see {printable(Path(result.out) / 'skipped.jsonl')}")
+    print(f"finished: pass {printable(result.out)} in place of the folder")
     return 0
 
 

@@ -24,6 +24,7 @@ from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.monitor import KNNMonitor
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.sources import open_images
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """`mgd-ssl pretrain`: settings from the command line, then `pretrain`."""
     result = pretrain(parse(PretrainConfig, argv, "mgd-ssl pretrain"))
     if os.environ.get("RANK", "0") == "0":
-        print(f"finished: {result.encoder}")
+        print(f"finished: {printable(result.encoder)}")
     return 0
 
 

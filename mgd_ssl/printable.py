@@ -13,6 +13,11 @@ def printable(text: object) -> str:
     return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
+def printable_lines(text: str) -> str:
+    """`printable` of every line of a text of several, a traceback for one."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def is_printable(text: object) -> bool:
     """Whether `printable` would leave it as it is."""
     return HIDDEN.search(str(text)) is None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mgd_ssl.config import Settings, parse
@@ -15,6 +16,7 @@ from mgd_ssl.demo.images import SPLITS, TEXTURES, make_image_set
 from mgd_ssl.demo.results import draw, summarised, write_tables
 from mgd_ssl.errors import UserError
 from mgd_ssl.pretrain import pretrain
+from mgd_ssl.printable import printable
 from mgd_ssl.report import write_report
 from mgd_ssl.report.runs import read_runs
 
@@ -54,8 +56,9 @@ def main(argv: Sequence[str]) -> int:
     show(rows, console)
     console.print(explanation(config, device), highlight=False)
     report, *_ = write_report(folders, config.out / "report.html")
-    console.print(f"Saved: {config.out}/table.md, table.csv, demo.png; runs in {config.out}/runs", highlight=False)
-    console.print(f"Report on these runs, for a browser: {report}", highlight=False, soft_wrap=True)
+    out = escape(printable(config.out))
+    console.print(f"Saved: {out}/table.md, table.csv, demo.png; runs in {out}/runs", highlight=False)
+    console.print(f"Report on these runs, for a browser: {escape(printable(report))}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -118,7 +121,7 @@ def image_set(folder: Path, seed: int, size: int, console: Console) -> Path:
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
         count = sum(1 for split in SPLITS for _ in (folder / split).rglob("*.jpg"))
-        console.print(f"{count} images of {len(TEXTURES)} classes in {folder}", highlight=False)
+        console.print(f"{count} images of {len(TEXTURES)} classes in {escape(printable(folder))}", highlight=False)
     return folder
 
 
