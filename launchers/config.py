@@ -2,40 +2,58 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import tyro
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from mgd_ssl.config import Settings
+from mgd_ssl.config import MAX_WORKERS, Settings, brief
+from mgd_ssl.printable import is_printable
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
-class LocalConfig(Settings):
+# bash sets these itself: an export of the job's script would fail, or not reach the processes
+READ_ONLY = ("BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID", "SUBMITIT_EXECUTOR", "_")
+
+
+class Words(Settings):
+    """Settings that become lines of a script and of records: one line each."""
+
+    @model_validator(mode="after")
+    def _one_line(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for word in value if isinstance(value, tuple) else [value]:
+                if isinstance(word, str | Path) and not is_printable(word):
+                    raise ValueError(f"{name} is {brief(word)}: take line breaks and control characters out")
+        return self
+
+
+class LocalConfig(Words):
     """Run a command in several processes of this host: mgd-ssl launch local --procs 4 -- pretrain ..."""
 
     out: Path | None = None
     """The command's --out, which may stand on either side of the --."""
-    procs: int = Field(1, ge=1)
+    procs: int = Field(1, ge=1, le=MAX_WORKERS)
     """Processes; one a GPU where there are GPUs."""
-    restarts: int = Field(0, ge=0)
+    restarts: int = Field(0, ge=0, le=10**6)
     """Times all processes are started again, from the newest checkpoint, after one has failed."""
 
 
-class SlurmConfig(Settings):
+class SlurmConfig(Words):
     """Run a command as a Slurm job: mgd-ssl launch slurm --nodes 2 --gpus-per-node 8 --out RUN -- pretrain ..."""
 
     out: Path | None = None
     """The command's --out, which may stand on either side of the --; logs go to jobs/ in it. On a file system that
     all nodes share. With --array, the folder of all runs."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1, le=10**5)
     """Nodes."""
-    gpus_per_node: int | None = Field(None, ge=1)
+    gpus_per_node: int | None = Field(None, ge=1, le=MAX_WORKERS)
     """GPUs of a node; None: none are asked for, or by --gres."""
-    tasks_per_node: int | None = Field(None, ge=1)
+    tasks_per_node: int | None = Field(None, ge=1, le=MAX_WORKERS)
     """Processes on a node; None: one a GPU, 1 without."""
-    cpus_per_task: int | None = Field(None, ge=1)
+    cpus_per_task: int | None = Field(None, ge=1, le=2**16)
     """Cores of a process, for itself and its data workers; None: the cluster's default."""
     mem: str | None = None
     """Memory of a node, such as 200G; 0 for all of it."""
@@ -79,7 +97,7 @@ class SlurmConfig(Settings):
     """Name of the job; None: the command and the name of its folder."""
     array: Path | None = None
     """TOML file of lists: every combination of their values is a run, each in a folder of its own below --out."""
-    array_parallelism: int = Field(256, ge=1)
+    array_parallelism: int = Field(256, ge=1, le=10**6)
     """Elements of the array that run at the same time, at most."""
     then: Repeated = ()
     """A command to submit for when this one has finished: linear or knn, or 'linear --data DIR --protocol moco'; may
@@ -99,8 +117,11 @@ class SlurmConfig(Settings):
     @classmethod
     def _env(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
-            if not re.match(r"[A-Za-z_]\w*=", value):
-                raise ValueError(f"env has {value!r}: write NAME=VALUE")
+            name, equals, _ = value.partition("=")
+            if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{brief(value)} is no NAME=VALUE, so write it like that")
+            if name in READ_ONLY:
+                raise ValueError(f"{name} is set by the shell itself, so leave it out")
         return values
 
     @property
@@ -110,7 +131,7 @@ class SlurmConfig(Settings):
 
 
 UNITS = {"m": 1, "h": 60, "d": 24 * 60}
-SLURM_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+SLURM_TIME = re.compile(r"(?:(?P<d>[0-9]{1,6})-)?(?P<a>[0-9]{1,9})(?::(?P<b>[0-9]{1,9}))?(?::(?P<c>[0-9]{1,9}))?")
 
 
 def minutes(time: str) -> int:
@@ -119,7 +140,7 @@ def minutes(time: str) -> int:
     Raises:
         ValueError: for anything else, and for none at all.
     """
-    if match := re.fullmatch(r"(\d+)([mhd])", time):
+    if match := re.fullmatch(r"([0-9]{1,9})([mhd])", time):
         total = 60 * int(match[1]) * UNITS[match[2]]
     elif match := SLURM_TIME.fullmatch(time):
         parts = [int(part) for part in (match["a"], match["b"], match["c"]) if part is not None]
@@ -129,5 +150,5 @@ def minutes(time: str) -> int:
     else:
         total = 0
     if total == 0:
-        raise ValueError(f"time is {time!r}: write 72h, 90m, 3d or 1-12:00:00")
+        raise ValueError("write 72h, 90m, 3d or 1-12:00:00")
     return -(-total // 60)

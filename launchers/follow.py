@@ -10,6 +10,7 @@ from launchers.records import Records
 from launchers.slurm import Job
 from launchers.states import State, states
 from mgd_ssl.errors import UserError
+from mgd_ssl.printable import printable_lines
 
 LOOK = 2.0  # seconds between two looks at the queue
 CONTROLLER_AWAY = 900.0  # seconds without an answer of Slurm's before we stop asking
@@ -63,11 +64,12 @@ def follow(jobs: Sequence[Job]) -> int:
             elif seen.get(job_id) != now:
                 seen[job_id] = now
                 print(f"job {job_id}: {now}", flush=True)
-        print(log.lines(), end="", flush=True)
+        print(printable_lines(log.lines()), end="", flush=True)
         if left:
             time.sleep(LOOK)
     for job in jobs:
-        print(f"job {job.job_id}: {ends[job.job_id].told}", file=sys.stderr if ends[job.job_id].code else sys.stdout)
+        told_of = printable_lines(f"job {job.job_id}: {ends[job.job_id].told}")
+        print(told_of, file=sys.stderr if ends[job.job_id].code else sys.stdout)
     return next((ends[job.job_id].code for job in jobs if ends[job.job_id].code), 0)
 
 

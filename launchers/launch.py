@@ -12,8 +12,9 @@ from launchers import config as settings
 from launchers.config import LocalConfig, SlurmConfig
 from launchers.sweep import Element, read_sweep
 from mgd_ssl.commands import check
-from mgd_ssl.config import PretrainConfig, parse
+from mgd_ssl.config import PretrainConfig, brief, parse
 from mgd_ssl.errors import UserError, nearest
+from mgd_ssl.printable import is_printable, printable
 
 if TYPE_CHECKING:
     from launchers.slurm import Job
@@ -31,7 +32,12 @@ Config = TypeVar("Config", LocalConfig, SlurmConfig)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Split the line at its first `--` and launch; returns an exit code."""
+    """Split the line at its first `--` and launch; returns an exit code.
+
+    Raises:
+        UserError: when a word holds a control character, or the launch is at fault.
+    """
+    check_words(argv)
     own, command = list(argv), list[str]()
     if "--" in own:
         at = own.index("--")
@@ -47,6 +53,13 @@ def main(argv: Sequence[str]) -> int:
     if not command and not {"-h", "--help"} & set(own):  # before its options are taken for the launcher's
         raise UserError("there is no command: write it after --, for instance `-- pretrain --config ...`")
     return launchers[own[0]](own[1:], command)
+
+
+def check_words(words: Sequence[str | Path]) -> None:
+    """Raise UserError unless all of these stay on their line, in a batch script or on a terminal."""
+    for word in words:
+        if not is_printable(word):
+            raise UserError(f"the launcher got {brief(word)}: take line breaks and control characters out")
 
 
 def local(own: Sequence[str], command: Sequence[str]) -> int:
@@ -106,7 +119,7 @@ def submit_all(
         new = submit(each, name, lines, runs, f"{after}:{jobs[0].number}" if jobs else None)
         what = f"{lines[0][0]} of " if jobs else "", " once it has finished" if jobs else ""
         for job in new:
-            print(f"job {job.job_id}: {what[0]}{job.run}{what[1]}, log {job.log}")
+            print(printable(f"job {job.job_id}: {what[0]}{job.run}{what[1]}, log {job.log}"))
         jobs += new
     if config.wait:
         return see_through(jobs)

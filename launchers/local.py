@@ -19,6 +19,7 @@ from launchers.config import LocalConfig
 from launchers.outcome import Outcome, cause
 from launchers.records import Records, Submission
 from mgd_ssl.errors import INTERRUPTED
+from mgd_ssl.printable import printable_lines
 
 SIGTERM = signal.SIGTERM.value
 SAVE_SECONDS = 600  # the launcher waits for processes that finish a step and save, before it kills them
@@ -65,7 +66,7 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         children = error.failures
     ended = local_outcome(records, children)
     if ended.told:
-        print(ended.told, file=sys.stderr)
+        print(printable_lines(ended.told), file=sys.stderr)
     return ended.code
 
 

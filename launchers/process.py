@@ -9,6 +9,7 @@ from pathlib import Path
 from launchers.records import End, Records
 from launchers.task import Place, execute
 from mgd_ssl.errors import INTERRUPTED, exit_code
+from mgd_ssl.printable import printable_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     ending = execute(command, records, place)
     if place.rank == 0 and ending.code in (0, INTERRUPTED):
         if ending.code:
-            print(f"mgd-ssl: {ending.told}", file=sys.stderr)
+            print(printable_lines(f"mgd-ssl: {ending.told}"), file=sys.stderr)
         return exit_code(lambda: end(records, End(place.attempt, ending.code, requeued=False, told=ending.told)))
     return ending.code
 

@@ -15,8 +15,9 @@ from launchers.records import Records
 from launchers.states import UNKNOWN, State, states
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import INTERRUPTED, UserError
-from mgd_ssl.pretrain import in_use
-from mgd_ssl.report.runs import short_names
+from mgd_ssl.pretrain import JOBS, in_use
+from mgd_ssl.printable import printable
+from mgd_ssl.report import runs
 
 NO_NEWS = re.compile("submitit INFO|srun: launch/|srun: error: .* Exited with exit code")  # after the line that counts
 TAIL = 65536  # bytes of a log in which its last line is looked for
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(RunsConfig, [word for word in argv if word.startswith("-")], "mgd-ssl runs")
     if not folders:
         raise UserError("no run is named: mgd-ssl runs RUN..., or the folder that runs lie in")
-    rows = read_rows(expanded(folders))
+    rows = read_rows(runs.runs_in(folders, is_run))
     if config.json_lines:
         for row in rows:
             print(json.dumps(row._asdict()))
@@ -59,36 +60,34 @@ def main(argv: Sequence[str]) -> int:
 
 def is_run(folder: Path) -> bool:
     """Whether a run was started or submitted in a folder."""
-    return (folder / "config.json").is_file() or any(Records.of_run(folder))
+    return runs.is_run(folder) or any((folder / JOBS).glob("*/submission.json"))
 
 
-def expanded(folders: Sequence[Path]) -> list[Path]:
-    """The runs among these folders and directly below them, each once.
-
-    Raises:
-        UserError: when a folder is missing, or there is no run in it.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder: pass the folder of a run, what was its --out")
-        runs = [folder] if is_run(folder) else [path for path in sorted(folder.iterdir()) if is_run(path)]
-        if not runs:
-            raise UserError(f"{folder} holds no run: pass what was --out of `mgd-ssl pretrain` or of `mgd-ssl launch`")
-        found += runs
-    return list({run.resolve(): run for run in found}.values())
-
-
-def read_rows(runs: Sequence[Path]) -> list[Row]:
+def read_rows(folders: Sequence[Path]) -> list[Row]:
     """A row a run; Slurm is asked once for all of them."""
-    newest = {run: newest_of_each_command(run) for run in runs}
-    ids = [records.submission().job_id for by_command in newest.values() for records in by_command.values()]
+    newest: list[dict[str, Records]] = []
+    damaged: dict[int, str] = {}
+    for i, run in enumerate(folders):
+        try:
+            newest.append(newest_of_each_command(run))
+        except UserError as error:
+            newest.append({})
+            damaged[i] = str(error)
+    ids = [records.submission().job_id for by_command in newest for records in by_command.values()]
     try:
         known = states([job_id for job_id in ids if job_id])
     except UserError as error:  # a copy of the runs can be looked at anywhere
-        print(f"mgd-ssl: {error} (states are those the runs recorded)", file=sys.stderr)
+        print(f"mgd-ssl: {printable(error)} (states are those the runs recorded)", file=sys.stderr)
         known = {}
-    return [row(run, name, newest[run], known) for run, name in zip(runs, short_names(runs), strict=True)]
+    rows = []
+    for i, (run, name) in enumerate(zip(folders, runs.short_names(folders), strict=True)):
+        try:
+            if i in damaged:
+                raise UserError(damaged[i])
+            rows.append(row(run, name, newest[i], known))
+        except UserError as error:  # the others can be told of all the same
+            rows.append(Row(name, "damaged", None, None, None, None, 0, str(error)))
+    return rows
 
 
 def newest_of_each_command(run: Path) -> dict[str, Records]:
@@ -98,6 +97,8 @@ def newest_of_each_command(run: Path) -> dict[str, Records]:
 
 def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str, State]) -> Row:
     """What a run's folder and its newest jobs tell."""
+    if (run / "config.json").is_file():
+        runs.read_json(run / "config.json")
     metrics = last_rows(run / "metrics.jsonl")
     train, knn = metrics.get("train", {}), metrics.get("knn", {})
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
@@ -131,7 +132,7 @@ def state_of(run: Path, records: Records | None, state: State) -> str:
         return alive(state)
     if in_use(run):
         return "running"
-    if (run / "result.json").is_file():
+    if runs.is_finished(run):
         return "finished"
     return "stopped" if records is None else ended(records, state)
 
@@ -149,15 +150,12 @@ def ended(records: Records, state: State) -> str:
 
 
 def last_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The newest row of each kind in metrics.jsonl; a line that is being written is left out."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            content = json.loads(line)
-            found[content["kind"]] = content
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """The newest row of each kind in metrics.jsonl; a last line that is being written is left out.
+
+    Raises:
+        UserError: when another line is damaged.
+    """
+    return {content["kind"]: content for content in runs.read_metrics(path)}
 
 
 def last_line(logs: Sequence[Path]) -> str:
@@ -184,8 +182,8 @@ def show(rows: Sequence[Row]) -> None:
     table.add_column("last line", overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.run, row.state, _number(row.epoch, 2), _number(row.loss, 4), _number(row.knn_top1, 2),
-            _number(row.images_per_second, 0), str(row.restarts), row.last_line,
+            printable(row.run), printable(row.state), _number(row.epoch, 2), _number(row.loss, 4), _number(row.knn_top1, 2),
+            _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
         )  # fmt: skip
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # a pipe gets whole lines

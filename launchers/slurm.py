@@ -18,8 +18,10 @@ from launchers.config import SlurmConfig, minutes
 from launchers.records import Records, Submission
 from launchers.slurm_task import SlurmTask
 from launchers.states import states
+from mgd_ssl.config import brief
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import writing
+from mgd_ssl.printable import is_printable
 
 # of a launcher around this one: torch would take them for its own
 LEAKED = "MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MGD_SSL_CORES SUBMITIT_PREEMPT_SIGNAL"
@@ -46,6 +48,8 @@ class Job(NamedTuple):
 
 def parameters(config: SlurmConfig, name: str, dependency: str | None = None) -> dict[str, Any]:
     """submitit's parameters for a job."""
+    if not is_printable(name):
+        raise UserError(f"the job's name would be {brief(name)}: give it another by --name")
     named = {
         "job_name": config.name or name,
         "time": minutes(config.time),
@@ -86,14 +90,42 @@ def setup(config: SlurmConfig) -> list[str]:
         f"unset {LEAKED}",
         "export SLURM_EXPORT_ENV=ALL",
     ]
+    check_setup(config.setup)
     if config.cpus_per_task is not None:
         lines.append("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun takes it from nowhere else")
     lines += [f"export {name}={shlex.quote(value)}" for name, _, value in (pair.partition("=") for pair in config.env)]
     return [*lines, "set -e", *config.setup, "set +e"] if config.setup else lines
 
 
+def check_setup(lines: Sequence[str]) -> None:
+    """Raise UserError when bash would read on behind these lines: for an open quote, a backslash or a here-document.
+
+    The rest of the script would become part of them.
+    """
+    text = "\n".join(lines)
+    if (len(text) - len(text.rstrip("\\"))) % 2:
+        raise UserError(f"--setup has {brief(lines[-1])}: take the backslash at its end out")
+    if not lines or shutil.which("bash") is None:
+        return
+    answer = subprocess.run(["bash", "-n"], input=f"{text}\n", capture_output=True, text=True, env={"LC_ALL": "C"})
+    if answer.returncode or answer.stderr:
+        said = answer.stderr.strip().splitlines() or ["no word"]
+        raise UserError(f"--setup {brief(lines[-1])} is no whole line for bash ({said[0]}): close what is open in it")
+
+
+def check_log_folder(folder: Path) -> None:
+    """Raise UserError when Slurm would put something else in the place of a part of this path, or bash would run it."""
+    if not is_printable(folder):
+        raise UserError(f"the folder {brief(folder)} has control characters in its name: choose another --out")
+    if "%" in str(folder) or "\\" in str(folder):
+        raise UserError(
+            f"the folder {brief(folder)} has % or \\ in its name, which Slurm replaces: choose another --out"
+        )
+
+
 def batch_script(config: SlurmConfig, name: str, folder: Path, count: int = 1, dependency: str | None = None) -> str:
     """The text sbatch gets: what submitit makes of the parameters."""
+    check_log_folder(folder)
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(
         _make_sbatch_string(
@@ -127,6 +159,7 @@ def submit(
     Raises:
         UserError: with sbatch's own words when it refuses; nothing is left behind.
     """
+    check_log_folder(home_of(runs))
     suffix = f"_{commands[0][0]}"
     all_records = [Records.new(run.absolute(), suffix) for run in runs]
     home = Records.new(home_of(runs), suffix) if len(runs) > 1 else all_records[0]

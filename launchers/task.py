@@ -17,6 +17,7 @@ from launchers.records import Attempt, Failure, Records
 from mgd_ssl.commands import run
 from mgd_ssl.errors import Interrupted, TrainingError, UserError, code_of
 from mgd_ssl.files import write_whole, writing
+from mgd_ssl.printable import printable_lines
 
 PORTS = range(10_000, 30_000)  # below those the system gives to outgoing connections
 RENDEZVOUS_PATIENCE = 600.0  # seconds the other ranks wait for rank 0's address
@@ -73,7 +74,7 @@ def note(records: Records, place: Place, code: int, told: str, connection: bool)
     try:
         records.write(Failure(place.attempt, place.rank, place.node, code, told, connection, after=others))
     except UserError:
-        print(f"mgd-ssl: rank {place.rank}: {told}", file=sys.stderr)
+        print(printable_lines(f"mgd-ssl: rank {place.rank}: {told}"), file=sys.stderr)
 
 
 def peer_gone(error: BaseException) -> bool:
@@ -144,4 +145,5 @@ def free_port() -> int:
 def tell(ending: Ending) -> None:
     """Say on stderr how the command ended, if not well."""
     if ending.code:
-        print(f"mgd-ssl: {ending.told}" if not ending.told.startswith("Traceback") else ending.told, file=sys.stderr)
+        told = ending.told if ending.told.startswith("Traceback") else f"mgd-ssl: {ending.told}"
+        print(printable_lines(told), file=sys.stderr)

@@ -21,7 +21,7 @@ from linear_eval.engine import Probe
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, Round, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Transform, standardising
-from mgd_ssl.config import RuntimeConfig, Settings, parse
+from mgd_ssl.config import MAX_SIZE, RuntimeConfig, Settings, parse
 from mgd_ssl.data import TrainingOrder
 from mgd_ssl.encoders import build_backbone
 from mgd_ssl.features import Features, extract_features
@@ -34,17 +34,17 @@ from mgd_ssl.weights import LoadReport
 class BenchConfig(Settings):
     """Measure the search against one head, and the cached path against live features."""
 
-    images: int = Field(50_000, ge=1000)
+    images: int = Field(50_000, ge=1000, le=10**9)
     """Rows of the synthetic table, a fifth of them for validation again as many."""
-    dim: int = Field(512, ge=2)
+    dim: int = Field(512, ge=2, le=2**16)
     """Size of a feature vector."""
-    classes: int = Field(100, ge=2)
+    classes: int = Field(100, ge=2, le=10**6)
     """Classes."""
-    noise: float = Field(1.0, gt=0)
+    noise: float = Field(1.0, gt=0, le=1e6)
     """Deviation of a feature around its class's mean, which has deviation 1 times a falling spectrum."""
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, le=10**6)
     """Rounds counted; in each, one head and the search are trained one after the other."""
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=1, le=10**6)
     """Length of a training; the rounds of the search shrink with it."""
     all_the_way: bool = False
     """Also train every head all the way, and compare what is chosen."""
@@ -52,7 +52,7 @@ class BenchConfig(Settings):
     """Instead: compare what is chosen on a dozen data sets, with as many seeds as `rounds`."""
     arch: str = "resnet18"
     """Backbone of the live features; its weights are random here."""
-    image_size: int = Field(224, ge=32)
+    image_size: int = Field(224, ge=32, le=MAX_SIZE)
     """Edge of a crop in pixels."""
     runtime: RuntimeConfig = RuntimeConfig(threads=1)
 

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from linear_eval.cache import cached_features
 from linear_eval.engine import Probe, held_out, stages
@@ -19,7 +19,18 @@ from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
 from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
-from mgd_ssl.config import Background, MaxPixels, RuntimeConfig, Settings, differences, parse
+from mgd_ssl.config import (
+    MAX_SEED,
+    MAX_SIZE,
+    MAX_WORKERS,
+    Background,
+    MaxPixels,
+    RuntimeConfig,
+    Settings,
+    differences,
+    each_once,
+    parse,
+)
 from mgd_ssl.data import decoding_as_in
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, UserError, once_trained
@@ -29,6 +40,7 @@ from mgd_ssl.files import writing
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.log_file import ending_told
 from mgd_ssl.pretrain import run_folder
+from mgd_ssl.printable import printable
 from mgd_ssl.result import damage, read_result, write_result
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
@@ -51,11 +63,11 @@ class LinearConfig(Settings):
     """Folder for the result, and for cached features; None: the run folder."""
     arch: str | None = None
     """Architecture of the backbone; None: told from the shapes in the file."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0,), min_length=1)
     """One evaluation each; several give a mean and a standard deviation."""
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
     """Edge of a crop in pixels; None: that of the run, 224 for a file."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which the evaluation stops."""
@@ -66,12 +78,17 @@ class LinearConfig(Settings):
     """Images with more pixels are unreadable; None: as in the run, 100 million for a file."""
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
+
 
 def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
     """Evaluate and print the result."""
     evaluation, file = linear(parse(LinearConfig, argv, prog))
     if os.environ.get("RANK", "0") == "0":
-        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {file}")
+        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {printable(file)}")
     return 0
 
 
@@ -107,9 +124,6 @@ def required(config: LinearConfig) -> tuple[Path, Path, Path]:
     out = config.out or (checkpoint if checkpoint.is_dir() else None)
     if out is None:
         raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
-    repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
-    if repeated:
-        raise UserError(f"seed {repeated[0]} is negative or given twice: pass different seeds from 0 on")
     return checkpoint, data, out
 
 

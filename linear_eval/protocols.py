@@ -2,12 +2,13 @@
 
 import math
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mgd_ssl.config import Settings, find_config, load_toml
+from mgd_ssl.config import Settings, each_once, find_config, load_toml
 from mgd_ssl.errors import UserError
 
 FOLDER = Path(str(resources.files("linear_eval"))) / "protocols"
@@ -23,18 +24,18 @@ class Setting(NamedTuple):
 class Round(Settings):
     """One round of a search: a complete training of the heads that are left."""
 
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=10**6)
     """How many enter it: the best of the round before, all in the first."""
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=1e6)
     """Its length, down to the end of the schedule."""
-    steps: int = Field(0, ge=0)
+    steps: int = Field(0, ge=0, le=2**31)
     """At least so many, where an epoch has few; never more than in `epochs` of the protocol."""
 
 
 class Protocol(Settings):
     """A linear evaluation."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)
     """Short and file-safe."""
     version: int = Field(ge=1)
     """Raised whenever a number below changes, so that results of two versions are never compared unawares."""
@@ -44,21 +45,21 @@ class Protocol(Settings):
     """Divide every feature vector by its norm."""
     standardise: bool = False
     """Centre every dimension and divide it by its deviation over the training set (after `normalise`)."""
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=10**6)
     """Passes over the training set."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**24)
     """Images in a step over all processes."""
-    lrs: tuple[float, ...] = Field(min_length=1)
+    lrs: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(min_length=1)
     """Learning rates that are tried; one that is not searched."""
-    weight_decays: tuple[float, ...] = Field(min_length=1)
+    weight_decays: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(min_length=1)
     """Weight decays that are tried with each; they act on the bias too, as torch.optim.SGD's."""
     momentum: float = Field(ge=0, lt=1)
     """Momentum of SGD."""
     schedule: Literal["steps", "cosine"]
     """Of the learning rate: times `decay` from each of the `milestones` on, or a cosine to 0 by step."""
-    milestones: tuple[int, ...] = ()
-    """Epochs."""
-    decay: float = Field(1.0, gt=0)
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs, up to the last."""
+    decay: float = Field(1.0, gt=0, le=1)
     """Factor at a milestone."""
     init: Literal["normal", "uniform"]
     """Of a head: normal with deviation 0.01 and bias 0, or torch.nn.Linear's."""
@@ -66,21 +67,40 @@ class Protocol(Settings):
     """Share of every class of the training set that judges the heads of a search."""
     rounds: tuple[Round, ...] = ()
     """The search, before the winner is trained on the whole training set."""
-    curvature: float = Field(0.0, ge=0)
+    curvature: float = Field(0.0, ge=0, le=1e6)
     """0: short rounds are trainings with the learning rates as they are. Else a step of a short round is as long as all
     the steps of the whole training it stands for, on a loss of this curvature along features of variance 1."""
 
+    @field_validator("lrs", "weight_decays", "milestones")
+    @classmethod
+    def _each_once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return each_once(value)
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> "Protocol":
+        if late := [milestone for milestone in self.milestones if milestone > self.epochs]:
+            raise ValueError(f"milestones has {late[0]}: give epochs up to {self.epochs}, the length of the training")
+        return self
+
     @model_validator(mode="after")
     def _search_is_whole(self) -> "Protocol":
-        entering = [r.heads for r in self.rounds]
-        if (entering[0] if entering else 1) != len(self.settings):
-            raise ValueError(f"{len(self.settings)} heads are described but {entering or 'no rounds'} search them")
-        if entering != sorted(entering, reverse=True) or (entering and not self.held_out):
-            raise ValueError("rounds must not grow, and need a held_out share")
-        if any(r.epochs > self.epochs for r in self.rounds):
-            raise ValueError(f"no round may be longer than the {self.epochs} epochs of the whole training")
-        if self.rounds and self.features == "live":
-            raise ValueError("a search needs cached features")
+        entering, heads = [r.heads for r in self.rounds], len(self.settings)
+        if not entering:
+            if heads > 1:
+                raise ValueError(f"rounds is empty but {heads} heads are described: add rounds that search them")
+            return self
+        if entering[0] != heads:
+            raise ValueError(f"rounds.0.heads is {entering[0]}: set it to {heads}, the lrs times the weight_decays")
+        for i, (before, after) in enumerate(pairwise(entering), start=1):
+            if after > before:
+                raise ValueError(f"rounds.{i}.heads is {after}: set it to {before} or less, as many as are left")
+        for i, r in enumerate(self.rounds):
+            if r.epochs > self.epochs:
+                raise ValueError(f"rounds.{i}.epochs is {r.epochs:g}: set it to {self.epochs} or less, all of them")
+        if not self.held_out:
+            raise ValueError("held_out is 0: give the share of the training set that judges the rounds")
+        if self.features == "live":
+            raise ValueError("features is 'live': set it to 'cached', which a search with rounds needs")
         return self
 
     @property

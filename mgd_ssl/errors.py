@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from mgd_ssl.printable import printable
+
 
 class UserError(Exception):
     """Something the user can mend: a path, a setting, a full disk."""
@@ -68,7 +70,7 @@ def exit_code(program: Callable[[], int | None]) -> int:
     except (Interrupted, UserError) as error:
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):  # stderr may be a file on the very disk that is full
-                print(f"mgd-ssl: {error}", file=sys.stderr)
+                print(f"mgd-ssl: {printable(error)}", file=sys.stderr)
         return code_of(error)
 
 

@@ -45,6 +45,16 @@ class Evaluation:
             write_whole(path, json.dumps({"format": 1, **asdict(self)}, indent=2).encode())
         return path
 
+    def check(self) -> None:
+        """Raise TypeError unless names are text and values are lists of numbers, one at least."""
+        if not all(isinstance(word, str) for word in (self.kind, self.name, self.protocol, self.checkpoint, self.arch)):
+            raise TypeError("a name is no text")
+        lists = self.values.values()
+        if not all(isinstance(found, list) and found for found in lists):
+            raise TypeError("values are no lists")
+        if not all(isinstance(value, int | float) and abs(value) < 1e300 for found in lists for value in found):
+            raise TypeError("a value is no number")
+
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
         """Read what `save` wrote.
@@ -53,8 +63,12 @@ class Evaluation:
             UserError: when the file is damaged.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             content.pop("format")
-            return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
+            evaluation = cls(**content)
+            evaluation.check()
+            return evaluation
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is no evaluation or is damaged: run the evaluation again") from error

@@ -10,13 +10,24 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from mgd_ssl.checkpoint import find_weights
-from mgd_ssl.config import Background, MaxPixels, RuntimeConfig, Settings, parse
+from mgd_ssl.config import (
+    MAX_SEED,
+    MAX_SIZE,
+    MAX_WORKERS,
+    Background,
+    MaxPixels,
+    RuntimeConfig,
+    Settings,
+    each_once,
+    parse,
+)
 from mgd_ssl.data import decoding_as_in
 from mgd_ssl.decode import Decoding
 from mgd_ssl.encoders import trunk
@@ -27,6 +38,7 @@ from mgd_ssl.files import check_place
 from mgd_ssl.images import Unreadable
 from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.log import progress_bar
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import TOLD, composited, counts_of, over_ranks
 from mgd_ssl.weights import LoadReport, load_backbone
@@ -51,17 +63,17 @@ class KNNEvaluationConfig(Settings):
     """Architecture of the backbone; None: told from the shapes in the file."""
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 20, 100, 200), min_length=1)
     """Numbers of neighbours."""
-    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.07,), min_length=1)
+    temperature: tuple[Annotated[float, Field(ge=1e-4, le=1e4)], ...] = Field((0.07,), min_length=1)
     """A neighbour votes with exp(similarity / temperature)."""
     few_label: bool = False
     """Also let 1 % and 10 % of each class vote (one image at least)."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1, 2), min_length=1)
     """Each draws one few-label subset; the table shows mean and deviation."""
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
     """Edge of the centre crop in pixels; None: that of the run, 224 for other files."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**24)
     """Images in a forward pass."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which there is no result."""
@@ -71,6 +83,18 @@ class KNNEvaluationConfig(Settings):
     max_pixels: MaxPixels | None = None
     """Images with more pixels are unreadable; None: as in the run, 100 million for other files."""
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("k", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
+
+    @field_validator("temperature")
+    @classmethod
+    def _each_has_its_file(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{temperature:g}" for temperature in value}) < len(value):
+            raise ValueError("give values that differ within six digits, or their results would have one name")
+        return value
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,9 @@ def main(argv: Sequence[str]) -> int:
     evaluations, out = evaluate(config)
     if os.environ.get("RANK", "0") == "0":
         show(evaluations)
-        print(f"results: {out / 'evaluation_knn_*.json'}" if out else "pass --out FOLDER to keep these results")
+        print(
+            f"results: {printable(out / 'evaluation_knn_*.json')}" if out else "pass --out FOLDER to keep these results"
+        )
     return 0
 
 
@@ -254,7 +280,7 @@ def features(
 
 def _tell(line: str) -> None:
     if rank() == 0:
-        Console(stderr=True).print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def knn_rows(config: KNNEvaluationConfig, bank: Features, queries: Features, runtime: Runtime) -> list[Row]:
@@ -307,7 +333,7 @@ def as_evaluation(
 def show(evaluations: list[Evaluation]) -> None:
     """A table with a row an evaluation."""
     first = evaluations[0]
-    table = Table(title=f"k-NN of {first.checkpoint} ({first.arch})", title_justify="left")
+    table = Table(title=Text(printable(f"k-NN of {first.checkpoint} ({first.arch})")), title_justify="left")
     for column in ("k", "T", "labels", "top-1", "top-5"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("protocol")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -17,10 +18,19 @@ from mgd_ssl.event_file import EventFile
 from mgd_ssl.files import DiskError, writing
 from mgd_ssl.log_file import LogFile
 from mgd_ssl.metrics import MetricsFile
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import on_rank_zero
 from moco.dist import rank
 
+
+def _escape(record: logging.LogRecord) -> bool:
+    """What is logged may name files, classes and runs of others: nothing in them acts on a terminal or ends a line."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 logger = logging.getLogger("mgd_ssl")
+logger.addFilter(_escape)
 PLAIN_SECONDS = 20  # between two progress lines where there is no terminal
 
 
@@ -67,7 +77,9 @@ class RunLog:
                     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"),
                     TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"),
                 )  # fmt: skip
-                self._task = self._bar.add_task(self.folder.name, total=self.total_steps, completed=self.first_step)
+                self._task = self._bar.add_task(
+                    escape(printable(self.folder.name)), total=self.total_steps, completed=self.first_step
+                )
                 self._live = Live(self._bar, console=self._console, refresh_per_second=4)
                 self._live.start()
         for handler in self._handlers:

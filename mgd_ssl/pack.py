@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from mgd_ssl.config import Background, MaxPixels, Settings, differences, parse
+from mgd_ssl.config import MAX_WORKERS, Background, MaxPixels, Settings, differences, parse
 from mgd_ssl.data import batches, chunks
 from mgd_ssl.decode import USUAL, Decoding, decode, identify
 from mgd_ssl.environment import environment
@@ -28,11 +28,13 @@ from mgd_ssl.files import whole_file, write_whole, writing
 from mgd_ssl.images import ImageList, Images, is_image
 from mgd_ssl.log import logger, progress_bar
 from mgd_ssl.pretrain import run_folder
+from mgd_ssl.printable import printable
 from mgd_ssl.runtime import StopRequest
 from mgd_ssl.shard_index import BLOCK, IndexBuilder, ShardIndex, scan_shard
 from mgd_ssl.shards import INDEX_ERRORS, INDEX_NAME, PART
 from mgd_ssl.sources import open_images
 
+MAX_SIDE = 65500  # pixels of a JPEG
 CHUNK = 16  # images a worker hands over at a time
 
 
@@ -43,11 +45,11 @@ class PackConfig(Settings):
     """Folder of images (or any other source of images). Required."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Folder of the shards; the same command again continues a pack that was stopped. Required."""
-    short_side: int | None = Field(None, ge=1)
+    short_side: int | None = Field(None, ge=1, le=MAX_SIDE)
     """Reduce larger images to this short side in pixels, as JPEG; None: copy all images as they are."""
     quality: int = Field(95, ge=1, le=100)
     """Of the JPEG, where an image is reduced."""
-    shard_images: int = Field(4096, ge=1)
+    shard_images: int = Field(4096, ge=1, le=2**31)
     """Images in a shard."""
     labels: Literal["auto", "yes", "no"] = "auto"
     """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
@@ -57,7 +59,7 @@ class PackConfig(Settings):
     """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
     max_pixels: MaxPixels = USUAL.max_pixels
     """Images with more pixels are left out."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
 
@@ -79,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
     labelled = f"{result.classes} classes" if result.classes else "no labels"
     print(f"{result.images} images ({labelled}) in {result.shards} shards, {result.megabytes:.1f} MB")
     if result.left_out:
-        print(f"{result.left_out} unreadable images are left out: see {Path(result.out) / 'skipped.jsonl'}")
-    print(f"finished: pass {result.out} in place of the folder")
+        print(f"{result.left_out} unreadable images are left out: see {printable(Path(result.out) / 'skipped.jsonl')}")
+    print(f"finished: pass {printable(result.out)} in place of the folder")
     return 0
 
 

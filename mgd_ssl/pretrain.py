@@ -29,6 +29,7 @@ from mgd_ssl.log_file import ending_told, is_free
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
 from mgd_ssl.monitor import KNNMonitor
+from mgd_ssl.printable import printable
 from mgd_ssl.result import damage, read_plain, read_result, write_result
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     """`mgd-ssl pretrain`: settings from the command line, then `pretrain`."""
     result = pretrain(parse(PretrainConfig, argv, "mgd-ssl pretrain"))
     if os.environ.get("RANK", "0") == "0":
-        print(f"finished: {result.encoder}")
+        print(f"finished: {printable(result.encoder)}")
     return 0
 
 

@@ -79,13 +79,13 @@ def test_unknown_key_names_the_file_and_the_nearest_key(tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[optim]\nlr = 'fast'", "optim.lr is 'fast': input should be a valid number"),
-        ("[optim]\nlr = -1", "optim.lr is -1: input should be greater than 0"),
-        ("[moco]\nmomentum = 1.0", "moco.momentum is 1.0: input should be less than 1"),
-        ("[runtime]\nprecision = 'half'", "runtime.precision is 'half': input should be 'float32'"),
-        ("[data]\nimage_size = 3.5", "data.image_size is 3.5: input should be a valid integer"),
-        ("data = 3", "data is 3: input should be a valid dictionary"),
-        ("student = 18", "student is 18: input should be a valid string"),
+        ("[optim]\nlr = 'fast'", "optim.lr is 'fast': give a number"),
+        ("[optim]\nlr = -1", "optim.lr is -1: set it above 0"),
+        ("[moco]\nmomentum = 1.0", "moco.momentum is 1.0: set it below 1"),
+        ("[runtime]\nprecision = 'half'", "runtime.precision is 'half': choose 'float32'"),
+        ("[data]\nimage_size = 3.5", "data.image_size is 3.5: give a whole number"),
+        ("data = 3", "data is 3: write its settings below a line with its name in brackets"),
+        ("student = 18", "student is 18: write text, in quotes"),
     ],
 )
 def test_wrong_values_are_named_with_their_key(tmp_path: Path, text: str, expected: str) -> None:
@@ -107,14 +107,13 @@ def test_invalid_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
 def test_python_callers_get_the_same_sentences() -> None:
     with pytest.raises(ValueError, match=r"data.queue_size is no setting, did you mean 'moco.queue_size'\?"):
         PretrainConfig(data={"queue_size": 3})
-    with pytest.raises(ValueError, match=r"optim.epochs is 0: input should be greater than or equal to 1"):
+    with pytest.raises(ValueError, match=r"optim.epochs is 0: set it to 1 or more"):
         PretrainConfig(optim={"epochs": 0})
 
 
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        (("--optim.lr", "-1"), "optim: lr is -1.0: input should be greater than 0"),
         (("--optim.lr", "fast"), "--optim.lr: could not convert string to float: 'fast'"),
         (("--optim.lrr", "1"), "--optim.lr FLOAT"),
     ],
@@ -126,6 +125,22 @@ def test_wrong_flags_end_the_program_and_name_the_flag(
         parsed(*flag)
     assert error.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (("--optim.lr", "-1"), "optim.lr is -1.0: set it above 0"),
+        (("--seed", "-1"), "seed is -1: set it to 0 or more"),
+        (("--mgd.weight", "nan"), "mgd.weight is nan: give a finite number"),
+    ],
+)
+def test_flags_out_of_range_are_told_as_in_a_file(flag: tuple[str, str], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parsed(*flag)
+    assert str(error.value) == said
+    with pytest.raises(ValueError, match="set it above 0"):  # and outside the parser it is a ValueError again
+        PretrainConfig(optim={"lr": -1})
 
 
 def test_settings_are_frozen() -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mgd_ssl.config import RuntimeConfig, Settings
+from mgd_ssl.config import MAX_SIZE, RuntimeConfig, Settings
 
 
 class BenchConfig(Settings):
@@ -14,15 +14,15 @@ class BenchConfig(Settings):
     """Architecture that is trained."""
     teacher: str = "resnet50"
     """Architecture that teaches; its weights are random here."""
-    image_size: int = Field(64, ge=32)
+    image_size: int = Field(64, ge=32, le=MAX_SIZE)
     """Edge of an image in pixels."""
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, le=2**24)
     """Images in a step."""
-    queue_size: int = Field(65536, ge=2)
+    queue_size: int = Field(65536, ge=2, le=2**26)
     """Negative keys; a multiple of the batch size."""
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(10, ge=1, le=10**6)
     """Rounds counted; in each, step and bare networks run one after the other."""
-    warmup: int = Field(2, ge=1)
+    warmup: int = Field(2, ge=1, le=10**6)
     """Rounds not counted."""
     runtime: RuntimeConfig = RuntimeConfig(threads=1)
     views: bool = True

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mgd_ssl.config import Settings, parse
@@ -16,6 +17,7 @@ from mgd_ssl.demo.results import draw, summarised, write_tables
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.pretrain import pretrain
+from mgd_ssl.printable import printable
 from mgd_ssl.report import write_report
 from mgd_ssl.report.runs import read_runs
 
@@ -34,17 +36,15 @@ class DemoConfig(Settings):
     """Folder for images and runs; the same command again continues, or prints the table of what is finished."""
     full: bool = False
     """Three seeds, a longer teacher, and students of two lengths: about an hour on two CPU cores."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**62)
     """Of the images and the runs; with --full the first of three."""
-    device: str = "auto"
-    """auto, cpu or cuda; a GPU trains ResNet-50 -> ResNet-18, a CPU thin networks of the same block types."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """A GPU trains ResNet-50 -> ResNet-18, a CPU thin networks of the same block types."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what is not finished yet, then print and save the table."""
     config = parse(DemoConfig, argv, "mgd-ssl demo")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device is {config.device!r}: choose auto, cpu or cuda")
     use_gpu = config.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if use_gpu else "cpu"
     console = Console()
@@ -58,8 +58,9 @@ def main(argv: Sequence[str]) -> int:
     show(rows, console)
     console.print(explanation(config, device), highlight=False)
     report, *_ = write_report(folders, config.out / "report.html")
-    console.print(f"Saved: {config.out}/table.md, table.csv, demo.png; runs in {config.out}/runs", highlight=False)
-    console.print(f"Report on these runs, for a browser: {report}", highlight=False, soft_wrap=True)
+    out = escape(printable(config.out))
+    console.print(f"Saved: {out}/table.md, table.csv, demo.png; runs in {out}/runs", highlight=False)
+    console.print(f"Report on these runs, for a browser: {escape(printable(report))}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -120,7 +121,7 @@ def image_set(folder: Path, seed: int, size: int, console: Console) -> Path:
             make_image_set(half, seed, len(TEXTURES), TRAIN_PER_CLASS, VAL_PER_CLASS, size)
             half.rename(folder)
         count = sum(1 for split in SPLITS for _ in (folder / split).rglob("*.jpg"))
-        console.print(f"{count} images of {len(TEXTURES)} classes in {folder}", highlight=False)
+        console.print(f"{count} images of {len(TEXTURES)} classes in {escape(printable(folder))}", highlight=False)
     return folder
 
 

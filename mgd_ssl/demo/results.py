@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
+from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, tables
 from mgd_ssl.report.runs import Run
 
@@ -35,7 +36,7 @@ def speed(row: tables.Row) -> str:
 
 def write_tables(rows: pd.DataFrame, folder: Path) -> None:
     """`table.csv` and `table.md`."""
-    rows.to_csv(folder / "table.csv", index=False)
+    rows.map(cell).to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(rows))
 
 

@@ -1,6 +1,7 @@
 """`mgd-ssl report RUN...`: runs side by side in one HTML file, and their table as Markdown and CSV."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import tyro
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
+from mgd_ssl.printable import cell, printable
 from mgd_ssl.report.page import render
 from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.tables import full_frame, markdown, rows, short_frame
@@ -22,7 +24,7 @@ class ReportConfig(Settings):
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ()
-    """Folders of runs, finished or not; what was --out of `mgd-ssl pretrain`."""
+    """Folders of runs, finished or not (what was --out of `mgd-ssl pretrain`), or the folders that runs lie in."""
     out: Path = Path("report.html")
     """File to write."""
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if not config.runs:
         raise UserError("no run is given: pass the folders of one or more runs, as in mgd-ssl report runs/r18")
     for path in write_report(config.runs, config.out):
-        print(path)
+        print(printable(path))
     return 0
 
 
@@ -45,11 +47,11 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         DiskError: when the disk does not take the files.
     """
     check_writable(out)
-    runs = read_runs(folders)
+    runs = read_runs(folders, lambda words: print(f"mgd-ssl: {printable(words)}", file=sys.stderr))
     table = rows(runs)
     contents = {
         out.with_name(f"{out.stem}_table.md"): markdown(short_frame(table)),
-        out.with_name(f"{out.stem}_table.csv"): full_frame(table).to_csv(index=False),
+        out.with_name(f"{out.stem}_table.csv"): full_frame(table).map(cell).to_csv(index=False),
         out: render(runs, table),
     }
     with writing(out, ELSEWHERE, at_start=True):

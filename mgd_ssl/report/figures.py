@@ -13,6 +13,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from mgd_ssl.report.runs import Run
@@ -20,6 +22,8 @@ from mgd_ssl.report.runs import Run
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
 LINES = ("-", "--", "-.", ":")
+HANDLE, COLUMN_GAP = 2.8, 1.6  # of a legend: width of line and gap before a name, and between columns, in font sizes
+MAX_COLUMNS = 4
 POINTS = 400  # of a curve at most; longer ones are averaged
 SIZE = (4.9, 3.3)  # inches
 STYLE: Any = {
@@ -90,6 +94,11 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> Curve:
     return [float(xs[part].mean()) for part in parts], [float(ys[part].mean()) for part in parts]
 
 
+def last_epoch(runs: Sequence[Run]) -> float:
+    """Where the axis of epochs ends: the same for all pictures of a report, so that a single point has its place."""
+    return max([1e-9, *(x for run in runs for x in epochs_of(run, run.metrics))])
+
+
 def epochs_of(run: Run, rows: Sequence[dict[str, Any]]) -> list[float]:
     """Where these rows stand on the axis of epochs."""
     return [row["step"] / run.steps_per_epoch for row in rows]
@@ -101,6 +110,7 @@ def epochs_of(run: Run, rows: Sequence[dict[str, Any]]) -> list[float]:
 def curves(runs: Sequence[Run]) -> list[Picture]:
     """All curves of training, those of all runs in one pair of axes."""
     found = [knn_picture(runs, protocol) for protocol in protocols(runs)]
+    end = last_epoch(runs)
     guided = any(run.teacher is not None for run in runs)
     plots: list[tuple[str, str, str, Callable[[Run, dict[str, Any]], float], bool, bool]] = [
         ("Loss", "loss", "What is optimised: contrastive + mgd.weight × distillation",
@@ -121,7 +131,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         only_guided = title == "Distillation term"
         chosen = [(i, run) for i, run in enumerate(runs) if run.teacher is not None or not only_guided]
         if wanted and any(run.rows("train") for _, run in chosen):
-            found.append(train_picture(chosen, title, unit, caption, value, log_scale))
+            found.append(train_picture(chosen, title, unit, caption, value, log_scale, end))
     return found
 
 
@@ -132,8 +142,9 @@ def train_picture(
     caption: str,
     value: Callable[[Run, dict[str, Any]], float],
     log_scale: bool,
+    end: float,
 ) -> Picture:
-    """One quantity of the train rows over epochs; `runs` come with their index in the report."""
+    """One quantity of the train rows over epochs up to `end`; `runs` come with their index in the report."""
     with drawn() as figure:
         axes = figure.subplots()
         has_logarithm = False
@@ -142,7 +153,7 @@ def train_picture(
             x, y = thinned(epochs_of(run, rows), [value(run, row) for row in rows])
             has_logarithm |= any(v > 0 for v in y)
             axes.plot(x, y, label=label(run.name), **look(i), **dots(x))
-        axes.set(xlabel="epochs", ylabel=unit, title=title)
+        axes.set(xlabel="epochs", ylabel=unit, title=title, xlim=epoch_limits(end))
         if log_scale and has_logarithm:
             axes.set_yscale("log")
         else:
@@ -156,13 +167,34 @@ def dots(x: Sequence[float]) -> dict[str, Any]:
     return {"marker": "o", "markersize": 3} if len(x) < 25 else {}
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """Below the axes, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        longest = max(map(len, labels))
-        columns = 4 if longest < 9 else 3 if longest < 16 else 2 if longest < 30 else 1
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
+def epoch_limits(end: float) -> tuple[float, float]:
+    """From the start to `end`, with room for the points there."""
+    return -0.02 * end, 1.02 * end
+
+
+def legend(figure: Figure, axes: Axes, **style: Any) -> None:
+    """Below the axes, where it hides nothing: in as many columns as fit, the figure higher by its lines.
+
+    Names that are wider than the figure are shortened.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    size = STYLE["legend.fontsize"]
+    room = 72 * figure.get_figwidth() - 3 * size  # points
+    while len(max(names, key=len)) > 8 and text_width(names, size) + HANDLE * size > room:
+        names = [label(name.replace(r"\$", "$"), max(8, len(max(names, key=len)) - 2)) for name in names]
+    column = text_width(names, size) + (HANDLE + COLUMN_GAP) * size
+    columns = min(len(names), MAX_COLUMNS, max(1, int((room + COLUMN_GAP * size) // column)))
+    lines = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + (lines - 1) * 1.5 * size / 72)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, columnspacing=COLUMN_GAP, **style)
+
+
+def text_width(names: Sequence[str], size: float) -> float:
+    """Of the widest of these names, in points."""
+    font = FontProperties(size=size)
+    return max(TextPath((0, 0), name or " ", prop=font).get_extents().width for name in names)
 
 
 def protocols(runs: Sequence[Run]) -> list[str]:
@@ -182,15 +214,28 @@ def knn_picture(runs: Sequence[Run], protocol: str) -> Picture:
 
 def draw_knn(runs: Sequence[Run], protocol: str, axes: Axes) -> None:
     """k-NN top-1 over epochs; dashed the teachers, dotted the random encoders."""
+    shown: list[float] = []
     for i, run in enumerate(runs):
         rows = [row for row in run.rows("knn") if row["protocol"] == protocol]
         top1 = [row["top1"] for row in rows]
         if rows:
-            axes.plot(epochs_of(run, rows), top1, label=label(run.name), marker="o", markersize=3.5, **look(i))
+            x = epochs_of(run, rows)
+            axes.plot(x, top1, label=label(run.name), marker="o", markersize=3.5, **look(i))
+            shown += top1
+            if len(rows) == 1:  # no line leads the eye to it
+                axes.annotate(f"{top1[0]:.1f}", (x[0], top1[0]), (5, 4), textcoords="offset points", fontsize=8)
     for key, name, line in (("teacher_top1", "teacher", "--"), ("random_top1", "random", ":")):
         for model, value in reference_lines(runs, protocol, key):
             axes.axhline(value, color="#555555", linestyle=line, linewidth=1.1, label=label(f"{name} {model}"))
-    axes.set(xlabel="epochs", ylabel="k-NN top-1 (%)", ylim=(0, 100))
+            shown.append(value)
+    axes.set(xlabel="epochs", ylabel="k-NN top-1 (%)", xlim=epoch_limits(last_epoch(runs)), ylim=percent_limits(shown))
+
+
+def percent_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Around these percentages, so that they fill the axis, and within 0 to 100."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 100.0]
+    room = max(1.0, 0.1 * (max(finite) - min(finite)))
+    return max(0.0, min(finite) - room), min(100.0, max(finite) + room)
 
 
 def reference_lines(runs: Sequence[Run], protocol: str, key: str) -> list[tuple[str, float]]:
@@ -215,16 +260,29 @@ def matching_pictures(run: Run) -> list[Picture]:
         return []
     with drawn() as figure:
         axes = figure.subplots()
-        draw_matching(run, axes)
+        over = "update" if len(rows) > 1 else "stage"
+        draw_matching(run, axes) if over == "update" else draw_only_matching(rows[0], axes)
         axes.set_title("Cost of a matched pair")
         legend(figure, axes)
         costs = picture(
             figure,
-            "Mean cost of a matched pair at every matching update, a line a stage",
-            "Squared distance of L2-normalised maps, from 0 to 4, mean over matched pairs and images; "
-            "× by the old assignment, ● by the new one",
+            "Mean cost of a matched pair at every matching update, a line a stage"
+            if over == "update"
+            else "Mean cost of a matched pair at the only matching update, by stage",
+            "Squared distance of L2-normalised maps, from 0 to 4, mean over matched pairs and images"
+            + ("; × by the old assignment, ● by the new one" if over == "update" else ", at the only matching update"),
         )
     return [costs] if len(rows) < 2 else [costs, moved_picture(run, rows[1:])]
+
+
+def draw_only_matching(row: dict[str, Any], axes: Axes) -> None:
+    """Mean cost of a matched pair by stage, where there is nothing to draw over epochs yet."""
+    numbers = stages([row])
+    bars = axes.bar(
+        [str(n) for n in numbers], [row[f"stage{n}_cost_after"] for n in numbers], color=COLOURS[0], width=0.5
+    )
+    axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set(xlabel="stage", ylabel="mean cost of a matched pair")
 
 
 def moved_picture(run: Run, rows: Sequence[dict[str, Any]]) -> Picture:
@@ -235,6 +293,7 @@ def moved_picture(run: Run, rows: Sequence[dict[str, Any]]) -> Picture:
             y = [100 * row[f"stage{stage}_changed"] for row in rows]
             axes.plot([row["epoch"] for row in rows], y, marker="o", markersize=4, label=f"stage {stage}", **look(i))
         axes.set(xlabel="epochs", ylabel="channels reassigned (%)", title="Share of channels reassigned")
+        axes.set(xlim=epoch_limits(last_epoch([run])))
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(figure, axes)
@@ -255,7 +314,7 @@ def draw_matching(run: Run, axes: Axes) -> None:
         before = [row[f"stage{stage}_cost_before"] for row in rows]
         axes.plot(epochs, after, marker="o", markersize=4, color=colour, label=f"stage {stage}")
         axes.plot(epochs, [math.nan if v is None else v for v in before], "x", markersize=5, color=colour)
-    axes.set(xlabel="epochs", ylabel="mean cost of a matched pair")
+    axes.set(xlabel="epochs", ylabel="mean cost of a matched pair", xlim=epoch_limits(last_epoch([run])))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -13,7 +13,7 @@ from mgd_ssl.encoders import trunk
 from mgd_ssl.errors import UserError
 from mgd_ssl.features import Features, extract_features
 from mgd_ssl.images import Images
-from mgd_ssl.report.figures import COLOURS, Picture, drawn, label, picture
+from mgd_ssl.report.figures import COLOURS, Picture, drawn, label, legend, picture
 from mgd_ssl.report.runs import Run
 from mgd_ssl.runtime import process
 from mgd_ssl.sources import is_there, open_images
@@ -196,7 +196,7 @@ def embedding_figure(name: str, features: Features, class_names: Sequence[str]) 
         axes.set(xlabel=f"first component ({shares[0]:.0%} of variance)", title=label(name))
         axes.set_ylabel(f"second component ({shares[1]:.0%} of variance)")
         axes.grid(False)
-        figure.legend(loc="outside lower center", ncols=4, markerscale=1.6, columnspacing=1.0, handletextpad=0.2)
+        legend(figure, axes, markerscale=1.6)
         left_out = "" if len(class_names) == len(classes) else f" of {len(class_names)}"
         return picture(
             figure,

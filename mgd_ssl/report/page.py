@@ -13,7 +13,9 @@ from mgd_ssl.report.channels import StageReport, stage_reports
 from mgd_ssl.report.figures import Picture, curves, matching_pictures
 from mgd_ssl.report.images import Folders, embedding_pictures, view_pictures
 from mgd_ssl.report.runs import Run
+from mgd_ssl.report.sizes import savings, size_rows
 from mgd_ssl.report.tables import KIND_NAMES, Row, differing, side_by_side
+from mgd_ssl.report.verdict import verdicts
 
 TEMPLATE = "page.html"
 
@@ -57,6 +59,9 @@ def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
         title="mgd_ssl report: " + ", ".join(run.name for run in runs),
         heading=", ".join(run.name for run in runs) if len(runs) < 5 else f"{len(runs)} runs",
         runs=runs,
+        verdicts=verdicts(table),
+        sizes=size_rows(runs),
+        savings=savings(runs),
         tables=tables_by_protocol(table),
         curves=curves(runs),
         matchings=[matching(run) for run in runs if run.teacher is not None],

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.weights import sha256_of
 
 Rows = list[dict[str, Any]]
+REMEDY = "pass what was --out of `mgd-ssl pretrain`, or the folder that runs lie in"
+WORDS = ("kind", "protocol")  # what is text in a row of metrics.jsonl
 REQUIRED = {
     "train": ("epoch", "loss", "contrastive", "distillation", "accuracy", "lr", "images_per_second", "data_wait"),
     "knn": ("top1", "top5", "protocol"),
@@ -106,14 +108,65 @@ class Run:
         return PretrainConfig(**self.config)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders, each once, in this order.
+def is_run(folder: Path) -> bool:
+    """Whether `pretrain` wrote to a folder; `pack` and `linear` leave a config.json too, with other things in it.
+
+    One that is damaged counts: whoever reads it says so.
+    """
+    path = folder / "config.json"
+    try:
+        if not path.is_file():
+            return False
+        return {"config", "data", "teacher"} <= read_json(path).keys()
+    except (UserError, OSError):
+        return True
+
+
+def runs_in(folders: Sequence[Path], counts: Callable[[Path], bool] = is_run) -> list[Path]:
+    """The runs among these folders and directly below them, each once.
+
+    Args:
+        folders: of runs, or that runs lie in.
+        counts: tells whether a folder is a run's.
 
     Raises:
-        UserError: when a folder is missing, holds no run, one without a measurement, or is damaged.
+        UserError: when a folder is missing, or there is no run in it.
     """
-    unique = list({folder.resolve(): folder for folder in folders}.values())
-    return [read_run(folder, name) for folder, name in zip(unique, short_names(unique), strict=True)]
+    found: list[Path] = []
+    for folder in folders:
+        if not os.path.isdir(folder):  # not Path.is_dir, which raises for some names
+            raise UserError(f"{folder} is not a folder: {REMEDY}")
+        try:
+            runs = [folder] if counts(folder) else [path for path in sorted(folder.iterdir()) if counts(path)]
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
+        if not runs:
+            raise UserError(f"{folder} holds no run: {REMEDY}")
+        found += runs
+    return list({run.resolve(): run for run in found}.values())
+
+
+def read_runs(folders: Sequence[Path], tell: Callable[[str], None] = lambda words: None) -> list[Run]:
+    """The runs in these folders and directly below them, each once, in this order.
+
+    Args:
+        folders: of runs, or that runs lie in.
+        tell: is given a sentence for each run that lies in a folder of runs and has no measurement yet.
+
+    Raises:
+        UserError: when a folder is missing or holds no run, a run that is named itself has no measurement, or one is
+            damaged.
+    """
+    named = {folder.resolve() for folder in folders}
+    unique = runs_in(folders)
+    runs = [read_run(folder, name) for folder, name in zip(unique, short_names(unique), strict=True)]
+    for run in runs:
+        if not run.metrics:
+            words = f"{run.folder} holds a run without any measurement yet"
+            if run.folder.resolve() in named or not any(other.metrics for other in runs):
+                raise UserError(f"{words}: wait for its first row, or leave it out")
+            tell(f"{words}: it is left out")
+    return [run for run in runs if run.metrics]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -127,52 +180,126 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """The run in a folder."""
+    """The run in a folder, perhaps without any row of metrics.
+
+    Raises:
+        UserError: naming the file that is damaged or cannot be read.
+    """
     config = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: pass the folder of a run, what was --out of `mgd-ssl pretrain`")
-    if not config.is_file():
-        below = [path.parent for path in sorted(folder.glob("*/config.json"))]
-        remedy = f"pass the runs below it, {below[0]} for one" if below else "pass what was --out of `mgd-ssl pretrain`"
-        raise UserError(f"{folder} holds no run (no config.json): {remedy}")
+    saved = read_json(config)
+    for problem in problems(saved):
+        raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
+    return Run(
+        folder, name, saved["config"], saved["data"], saved["teacher"], saved["environment"],
+        read_metrics(folder / "metrics.jsonl"),
+        {path.name: Evaluation.load(path) for path in sorted(folder.glob("evaluation_*.json"))},
+        is_finished(folder),
+    )  # fmt: skip
+
+
+def problems(saved: dict[str, Any]) -> Iterable[str]:
+    """What the report needs of a config.json and does not find, in words."""
+
+    def wrong(key: str, kind: type | tuple[type, ...], least: float = -np.inf) -> bool:
+        value: Any = saved
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not least <= value < 2**63)
+
+    for key in ("config", "data", "environment", "config.data", "config.mgd", "config.optim"):
+        if wrong(key, dict):
+            yield f"{key} is missing or no table"
+    for key, least in (
+        ("config.seed", 0),
+        ("config.optim.epochs", 1),
+        ("config.optim.batch_size", 1),
+        ("data.num_images", 1),
+    ):
+        if wrong(key, int, least):
+            yield f"{key} is missing or no number from {least} on"
+    if wrong("config.mgd.weight", (int, float)):
+        yield "config.mgd.weight is missing or no number"
+    for key in ("config.student", "data.fingerprint"):
+        if wrong(key, str):
+            yield f"{key} is missing or no text"
+    if "teacher" not in saved or (
+        saved["teacher"] is not None and (wrong("teacher.arch", str) or wrong("teacher.sha256", str))
+    ):
+        yield "teacher is missing, or has no arch and sha256"
+    if not wrong("data.num_images", int) and not wrong("config.optim.batch_size", int, 1):
+        if saved["data"]["num_images"] < saved["config"]["optim"]["batch_size"]:
+            yield "data.num_images is less than config.optim.batch_size"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its result.
+
+    Raises:
+        UserError: when that file is damaged.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return False
+    if "steps" not in read_json(path):
+        raise UserError(f"{path} is damaged or no run's: remove it, the same command writes it anew")
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: when it cannot be read or is damaged.
+    """
     try:
-        saved = json.loads(config.read_text())
-        run = Run(
-            folder, name, saved["config"], saved["data"], saved["teacher"], saved["environment"],
-            read_metrics(folder / "metrics.jsonl"),
-            {path.name: Evaluation.load(path) for path in sorted(folder.glob("evaluation_*.json"))},
-            (folder / "result.json").is_file(),
-        )  # fmt: skip
-        if run.metrics:
-            # what the other parts of the report ask for
-            _ = run.state, run.student, run.seed, run.config["data"], run.config["mgd"]["weight"]
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{config} is damaged or no run's ({type(error).__name__}: {error}): restore it, or leave this run out"
-        ) from error
-    if not run.metrics:
-        raise UserError(f"{folder} holds a run without any measurement yet: wait for its first row, or leave it out")
-    return run
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or leave this run out") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (no JSON object): restore it, or leave this run out")
+    return content
 
 
 def read_metrics(path: Path) -> Rows:
     """Rows of metrics.jsonl; a last line that is still being written is left out.
 
     Raises:
-        UserError: when another line is damaged.
+        UserError: when another line is damaged, or the file cannot be read.
     """
-    lines = path.read_text().splitlines() if path.is_file() else []
+    try:
+        # not splitlines, which also splits at characters that JSON allows inside text
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     rows: Rows = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip() and number == len(lines):
+            break
         try:
-            row = json.loads(line)
-            missing = [key for key in ("kind", "step", *REQUIRED.get(row["kind"], ())) if key not in row]
-            if missing:
-                raise KeyError(missing[0])
-            rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
+            rows.append(checked_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if any(rest.strip() for rest in lines[number:]):
                 raise UserError(f"line {number} of {path} is damaged: mend or remove it") from error
     return rows
+
+
+def checked_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl that has what the report reads.
+
+    Raises:
+        KeyError, TypeError: when it has not.
+    """
+    for key in ("kind", "step", *REQUIRED.get(row["kind"], ())):
+        if row[key] is None:
+            raise TypeError(key)
+    for key, value in row.items() if row["kind"] in REQUIRED else [("step", row["step"])]:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in WORDS:
+            number = isinstance(value, str)
+        if not number and value is not None:  # a cost before the first matching update is none
+            raise TypeError(key)
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise TypeError(key)
+    return row

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from mgd_ssl.config import FREE_TO_CHANGE, flattened
+from mgd_ssl.printable import printable
 from mgd_ssl.report import published
 from mgd_ssl.report.runs import Run
 
@@ -278,7 +279,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def markdown_cell(value: object) -> str:
     """Text that stays inside its cell."""
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return printable(" ".join(str(value).split())).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 # settings and environment, one column a run

@@ -1,0 +1,112 @@
+"""What a comparison of runs says, in one sentence, and no more than its seeds allow."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student_t
+
+from mgd_ssl.config import FREE_TO_CHANGE, flattened
+from mgd_ssl.report.runs import Run
+from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
+
+MAX_VERDICTS = 4
+LEVEL = 0.95  # of the interval of a difference
+METHOD = ("mgd", "teacher", "teacher_arch", "seed")  # settings in which the two sides of a comparison may differ
+NOTHING = (
+    "No verdict: that takes a finished run with a teacher beside one without, of the same student, images, epochs and "
+    "protocol."
+)
+
+
+class Difference(NamedTuple):
+    """With a teacher minus without, in points."""
+
+    points: float
+    low: float  # ends of its interval over seeds; not finite where a side has one seed
+    high: float
+
+
+def verdicts(table: Sequence[Row]) -> list[str]:
+    """A sentence for each guided row that has an unguided one to be held against, linear evaluations first."""
+    rows = [row for row in table if row.state == "finished" and row.top1 is not None and not row.is_published]
+    found = []
+    for guided in rows:
+        if guided.runs[0].teacher is None:
+            continue
+        plain = max((row for row in rows if comparable(guided, row)), key=lambda row: len(row.runs), default=None)
+        if plain is not None:
+            found.append(sentence(guided, plain, table))
+    if len(found) > MAX_VERDICTS:
+        found[MAX_VERDICTS:] = [f"{len(found) - MAX_VERDICTS} more comparisons are in the tables below."]
+    return found or [NOTHING]
+
+
+def comparable(guided: Row, plain: Row) -> bool:
+    """Whether two rows are one student on the same images, measured alike, without a teacher in the second."""
+    same = all(getattr(guided, key) == getattr(plain, key) for key in ("model", "epochs", "kind", "protocol"))
+    return same and plain.runs[0].teacher is None and data_key(guided.runs[0]) == data_key(plain.runs[0])
+
+
+def sentence(guided: Row, plain: Row, table: Sequence[Row]) -> str:
+    """How the two compare, how sure that is, and what else is not the same."""
+    assert guided.top1 is not None and plain.top1 is not None
+    found = difference(guided.top1, len(guided.runs), plain.top1, len(plain.runs))
+    how = KIND_NAMES.get(guided.kind, guided.kind)
+    words = (
+        f"{guided.model} reaches {guided.top1.mean:.1f} % top-1 ({how}) with MGD ({guided.run_names}) and "
+        f"{plain.top1.mean:.1f} % without ({plain.run_names}): {abs(found.points):.1f} points "
+        f"{'more' if found.points >= 0 else 'less'}"
+    )
+    if math.isfinite(found.low):
+        inside = found.low <= 0 <= found.high
+        words += (
+            f", {LEVEL:.0%} interval {found.low:.1f} to {found.high:.1f} over {len(guided.runs)} and "
+            f"{len(plain.runs)} seeds, so {'seeds alone may explain it' if inside else 'more than seeds explain'}"
+        ).replace("%", " %")
+    else:
+        words += ", but one seed on a side cannot tell that from chance: repeat both with other seeds"
+    lines = [f"{row.method} {row.top1.mean:.1f}" for row in lines_of(guided, table) if row.top1 is not None]
+    words += f" ({', '.join(lines)})" if lines else ""
+    if others := other_settings(guided.runs[0], plain.runs[0]):
+        words += f". They differ in {', '.join(others)} too"
+    return f"{words}."
+
+
+def difference(guided: Mean, guided_runs: int, plain: Mean, plain_runs: int) -> Difference:
+    """Welch's interval of the difference of two means over runs."""
+    points = guided.mean - plain.mean
+    if min(guided_runs, plain_runs) < 2 or guided.deviation is None or plain.deviation is None:
+        return Difference(points, -math.inf, math.inf)
+    parts = guided.deviation**2 / guided_runs, plain.deviation**2 / plain_runs
+    variance = sum(parts)
+    if variance == 0:
+        return Difference(points, points, points)
+    freedom = variance**2 / (parts[0] ** 2 / (guided_runs - 1) + parts[1] ** 2 / (plain_runs - 1))
+    half = float(student_t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
+    return Difference(points, points - half, points + half)
+
+
+def lines_of(guided: Row, table: Sequence[Row]) -> list[Row]:
+    """The random encoder and the teacher under the same protocol, on the same images."""
+    run = guided.runs[0]
+    teacher = run.teacher["arch"] if run.teacher else ""
+    wanted = {"random": guided.model, "teacher": teacher}
+    return [
+        row
+        for row in table
+        if row.protocol == guided.protocol and row.kind == guided.kind and wanted.get(row.method) == row.model
+        and data_key(row.runs[0]) == data_key(run)
+    ]  # fmt: skip
+
+
+def other_settings(guided: Run, plain: Run) -> list[str]:
+    """Settings that decide a result, are not the method's and are not the same."""
+
+    def deciding(run: Run) -> dict[str, Any]:
+        free = (*FREE_TO_CHANGE, *METHOD)
+        flat = flattened(run.config)
+        return {k: v for k, v in flat.items() if not any(k == f or k.startswith(f"{f}.") for f in free)}
+
+    one, other = deciding(guided), deciding(plain)
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
