@@ -1,12 +1,13 @@
 # make demo   set up, then run the main job on an image set made on the spot
 # make test   set up, then run the tests
 # make faults the faults that are put in on purpose, many more of them: an hour
+# make mutants wrong lines put into copies of the code: the tests must notice every one
 # make check  set up, then lint and type-check
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test faults check bench clean
+.PHONY: demo test faults mutants check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
@@ -16,6 +17,9 @@ test: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	MGD_FAULTS=20 $(BIN)/python -m pytest -q -rs -n 2 tests/faults
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -284,6 +284,12 @@ def test_rematch_tells_costs_and_what_changed() -> None:
     assert (change.cost_before, change.cost_after, change.changed) == (0.5, 0.0, 0.5)
 
 
+def test_sparse_matching_pairs_each_student_channel_with_its_best_partner() -> None:
+    mgd = MGD([2], [6], reducer="sparse")
+    mgd.rematch([torch.tensor([[9.0, 9, 1, 9, 9, 2], [9, 9, 2, 9, 9, 4]])])  # 1 + 4 is more than 2 + 2
+    assert mgd.assignments[0].tolist() == [[5], [2]]
+
+
 def test_construction_errors() -> None:
     with pytest.raises(ValueError, match=r"8 student channels.*4 teacher"):
         MGD([8], [4])

@@ -1,5 +1,6 @@
 """MoCo against values computed by hand and by naive loops."""
 
+import copy
 import math
 from typing import Any
 
@@ -85,9 +86,14 @@ def test_momentum_zero_copies_the_query_encoder() -> None:
 def test_keys_come_from_the_updated_key_encoder() -> None:
     moco = linear_moco(momentum=0.5)
     nn.init.normal_(next(moco.encoder_q.parameters()))
-    im_q, im_k = two_views(3)
-    keys = moco(im_q, im_k).keys
-    torch.testing.assert_close(keys, queries_and_keys(moco, im_q, im_k)[1])
+    averaged = copy.deepcopy(moco.encoder_q)
+    with torch.no_grad():
+        for parameter, key in zip(averaged.parameters(), moco.encoder_k.parameters(), strict=True):
+            parameter.copy_((parameter + key) / 2)
+        im_q, im_k = two_views(3)
+        expected = F.normalize(averaged(im_k), dim=1)
+        assert not torch.allclose(expected, F.normalize(moco.encoder_k(im_k), dim=1))
+    torch.testing.assert_close(moco(im_q, im_k).keys, expected)
 
 
 def test_queue_wraps_around_as_written_out_by_hand() -> None:

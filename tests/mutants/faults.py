@@ -1,0 +1,203 @@
+"""The faults: what is replaced by what, and which tests must notice.
+
+`old` is found by searching all sources of the packages, so it survives files that move. Where the same text stands in
+several places, `inside` names the class or function, for instance `Meter.means`.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One wrong line."""
+
+    name: str
+    old: str
+    new: str
+    tests: tuple[str, ...]  # arguments of pytest; the first to fail ends the trial
+    inside: str = ""
+
+
+ALGORITHM = ("tests/test_algorithm.py",)
+AUGMENT = ("tests/test_augment.py",)
+BACKENDS = ("tests/test_backends.py",)
+BUILDER = ("tests/test_builder.py",)
+DATA = ("tests/test_data.py",)
+FEATURES = ("tests/test_features.py",)
+HEADS = ("tests/linear_eval/test_heads.py",)
+KNN = ("tests/test_knn.py",)
+METER = ("tests/test_meter.py",)
+PROBE = ("tests/linear_eval/test_probe.py",)
+PROTOCOLS = ("tests/linear_eval/test_protocols.py",)
+RANKS = ("tests/test_distributed.py", "-k", "not torchrun")
+REPLAY = ("tests/test_reference.py", "-k", "resnet18")
+RESUME = ("tests/test_resume.py", "-k", "middle or knn_rows")
+ROWS = ("tests/test_engine.py", "-k", "row or rows or finite or saved")
+SCHEDULE = ("tests/test_schedule.py",)
+SETTINGS = ("tests/test_settings.py",)
+SHORTEN = ("tests/linear_eval/test_shorten.py",)
+SOURCES = ("tests/linear_eval/test_sources.py",)
+STEP = ("tests/test_training_step.py",)
+TAPS = ("tests/test_taps.py",)
+TEACHER = ("tests/test_teacher.py", "tests/test_training_step.py", "-k", "folded or evaluation_mode")
+WEIGHTS = ("tests/test_weights.py",)
+
+MOCO = [
+    Fault("EMA factor of the GPU path", "_foreach_mul(queries, 1 - self.momentum)", "_foreach_mul(queries, self.momentum)", BUILDER),
+    Fault("EMA factor of the CPU path", "query * (1 - self.momentum)", "query * self.momentum", BUILDER),
+    Fault("key encoder never follows", "self.update_key_encoder()", "pass", BUILDER),
+    Fault("key encoder trained by gradient", "parameter.requires_grad_(False)", "parameter.requires_grad_(True)", BUILDER),
+    Fault("keys not normalised", "unshuffle_batch(F.normalize(k, dim=1), order)", "unshuffle_batch(k, order)", BUILDER),
+    Fault("queries normalised over the batch", "F.normalize(self.encoder_q(im_q), dim=1)", "F.normalize(self.encoder_q(im_q), dim=0)", BUILDER),
+    Fault("temperature multiplies", ".div_(self.temperature)", ".mul_(self.temperature)", BUILDER),
+    Fault("positive of a neighbour", '"nc,nc->n", q, k)', '"nc,nc->n", q, k.roll(1, 0))', BUILDER, "MoCo.forward"),
+    Fault("queue pointer stands still", "self.queue_ptr.add_(count)", "self.queue_ptr.add_(0)", BUILDER),
+    Fault("queue not normalised at the start", "F.normalize(keys, dim=0)", "keys", BUILDER),
+    Fault("queue gets this rank's keys alone", "gather_batch(keys).to(self.queue.dtype)", "keys.to(self.queue.dtype)", RANKS),
+    Fault("keys encoded in order", "else exchange(local, order)", "else local", RANKS, "shuffle_batch"),
+    Fault("keys left in shuffled order", "exchange(local, torch.argsort(order))", "exchange(local, order)", RANKS),
+    Fault("one permutation for all steps", "torch.Generator().manual_seed(seed))", "torch.Generator().manual_seed(0))", BUILDER, "permutation"),
+    Fault("sums are not summed", "dist.all_reduce(values)", "pass", RANKS, "sum_over_ranks"),
+    Fault("draws ignore their purpose", "zlib.crc32(purpose.encode())", "0", DATA),
+    Fault("draws ignore their address", "counter = [0, *address,", "counter = [0, *(0 for _ in address),", AUGMENT),
+]  # fmt: skip
+
+VIEWS = [
+    Fault("every view is mirrored", "flip < policy.flip_probability", "flip < 2", AUGMENT),
+    Fault("brightness only darkens", "policy.brightness * (2 * brightness - 1)", "policy.brightness * (brightness - 1)", AUGMENT),
+    Fault("crops never touch the right edge", "(width - crop_width + 1)", "(width - crop_width)", AUGMENT),
+    Fault("crops uniform in the aspect ratio", "math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_draw)", "policy.ratio[0] + (policy.ratio[1] - policy.ratio[0]) * ratio_draw", AUGMENT),
+    Fault("v1's hue of v2", "jitter_probability=1.0, hue=0.4", "jitter_probability=1.0, hue=0.1", AUGMENT),
+    Fault("device: one colour operation twice", '("first", "second", "third", "fourth")', '("first", "second", "third", "third")', BACKENDS),
+    Fault("device: blur of two passes", "for _ in range(3):", "for _ in range(2):", BACKENDS),
+    Fault("CPU: saturation towards black", "(1 - view.saturation) * GREY", "0 * GREY", BACKENDS),
+    Fault("query and key are one view", "*key, v) for v in range(2)", "*key, 0) for v in range(2)", DATA),
+    Fault("centre crop of the whole image", "self.size * 256 / 224", "self.size", DATA),
+    Fault("the same order in every epoch", '"order", epoch)', '"order", 0)', DATA),
+    Fault("every rank reads the first part", "self.rank * local", "0 * local", DATA),
+    Fault("batches overlap", "start = step * self.batch_size", "start = step", DATA),
+    Fault("mean of the normalisation swapped", "(0.485, 0.456, 0.406)", "(0.406, 0.456, 0.485)", STEP, "Runtime.images"),
+    Fault("deviation of the normalisation swapped", "(0.229, 0.224, 0.225)", "(0.225, 0.224, 0.229)", STEP, "Runtime.images"),
+    Fault("pixels divided by 256", "torch.tensor(values) * 255", "torch.tensor(values) * 256", STEP),
+]  # fmt: skip
+
+DISTILLATION = [
+    Fault("stage weights unused", "weight * partial_l2(normalised", "partial_l2(normalised", ALGORITHM),
+    Fault("loss not divided by the batch", "return total / student_maps[0].shape[0]", "return total", ALGORITHM),
+    Fault("student's norm left out", "norm(student_map.float())", "student_map.float()", ALGORITHM),
+    Fault("stage weights the wrong way round", "0.5 ** (num_stages - 1 - i)", "0.5**i", ALGORITHM),
+    Fault("loss in half precision", "torch.autocast(total.device.type, enabled=False)", "torch.autocast(total.device.type, enabled=False), torch.autocast('cpu', dtype=torch.bfloat16)", ALGORITHM),
+    Fault("new assignment thrown away", "assignment.copy_(new)", "pass", ALGORITHM),
+    Fault("share of changed channels upside down", "1 - stays.double().mean().item()", "stays.double().mean().item()", ALGORITHM),
+    Fault("sparse matching takes whole groups", 'return 1 if reducer == "sparse" else', "return", ALGORITHM),
+    Fault("costs normalised over channels", "F.normalize(pixels, dim=1)", "F.normalize(pixels, dim=2)", ALGORITHM),
+    Fault("costs with the wrong sign", "2 * student_map.shape[0] - 2 *", "2 * student_map.shape[0] + 2 *", ALGORITHM),
+    Fault("the worst assignment", "linear_sum_assignment(np.tile(matrix, (group, 1)))", "linear_sum_assignment(np.tile(matrix, (group, 1)), maximize=True)", ALGORITHM),
+    Fault("assignment read across", ".reshape(group, student_channels).T.copy()", ".reshape(student_channels, group).copy()", ALGORITHM),
+    Fault("costs summed, not averaged", "cost / self.num_images", "cost", ALGORITHM),
+    Fault("batches counted as images", "self.num_images += student_maps[0].shape[0]", "self.num_images += 1", ALGORITHM),
+    Fault("amp: sign of the smaller one", "high + low", "high - low", ALGORITHM),
+    Fault("amp: largest margin", "margin[assignment].mean(dim=1)", "margin[assignment].amax(dim=1)", ALGORITHM, "amp"),
+    Fault("max: mean margin", "margin[assignment].amax(dim=1)", "margin[assignment].mean(dim=1)", ALGORITHM, "max_pool"),
+    Fault("mean: a sum", "target / assignment.shape[1]", "target", ALGORITHM),
+    Fault("random drop: always the first", "torch.randint(assignment.shape[1],", "torch.randint(1,", ALGORITHM),
+    Fault("partial loss: either one negative", "(distance <= 0) & (clipped <= 0)", "(distance <= 0) | (clipped <= 0)", ALGORITHM),
+    Fault("margin unused", "target.maximum(margin[:, None, None])", "target.clone()", ALGORITHM),
+    Fault("half the gradient", "distance * (2 * gradient)", "distance * gradient", ALGORITHM),
+    Fault("margin of the positive part", "mean - std * density", "mean + std * density", ALGORITHM),
+    Fault("two deviations for three", "-3 * std", "-2 * std", ALGORITHM),
+    Fault("measured margin over all values", "(teacher_map < 0)", "(teacher_map < torch.inf)", ALGORITHM),
+    Fault("matching in training mode", "method.eval()", "pass", REPLAY, "update_matching"),
+    Fault("matching ends training mode", "method.train(was_training)", "pass", REPLAY),
+    Fault("every rank matches on the first part", "indices[rank() :: world_size()]", "indices[:: world_size()]", RANKS, "update_matching"),
+    Fault("statistics of BatchNorm not shared", "share_norm_statistics(method.moco.encoder_q)", "pass", RANKS, "update_matching"),
+    Fault("margins never measured", 'measure_margins=mgd.margin == "measured"', "measure_margins=False", SETTINGS),
+    Fault("weight of the distillation unused", "self.weight * distillation", "distillation", SETTINGS),
+    Fault("accuracy of the first negative", "logits[:, 0]", "logits[:, 1]", REPLAY, "DistilledMoCo.forward"),
+    Fault("losses under each other's name", "contrastive.detach(), distillation.detach()", "distillation.detach(), contrastive.detach()", REPLAY),
+    Fault("tapped ReLUs in place", "modules[name].inplace = False", "pass", TAPS),
+    Fault("ReLUs read at their first call", "if self._maps is not None:", "if self._maps is not None and self._maps[position] is None:", TAPS),
+    Fault("margins of an inner BatchNorm", '"bn3" if isinstance(block, Bottleneck) else "bn2"', '"bn2"', ("tests/test_teacher.py", *TAPS)),
+    Fault("folded teacher forgets its margins", "self._margins = self.margins()", "pass", TEACHER),
+    Fault("teacher trains along", "super().train(False)", "super().train(mode)", TEACHER, "Teacher.train"),
+    Fault("weights of the key encoder", 'prefix.endswith("encoder_q.")', 'prefix.endswith("encoder_k.")', WEIGHTS),
+    Fault("weights that are not finite pass", "and not torch.isfinite(value).all()", "and False", WEIGHTS),
+    Fault("untrained weights pass", "not value.any() for value in means", "False for value in means", WEIGHTS),
+]  # fmt: skip
+
+LOOP = [
+    Fault("weight decay 0", "weight_decay=optim.weight_decay", "weight_decay=0.0", SETTINGS),
+    Fault("momentum of SGD 0", "optim.momentum, weight_decay", "0.0, weight_decay", SETTINGS),
+    Fault("learning rate never written", 'group["lr"] = lr', "pass", SETTINGS),
+    Fault("warm-up 0", "optim.lr, optim.warmup_epochs", "optim.lr, 0", SETTINGS),
+    Fault("learning rate by step alone", "optim.lr_schedule\n", '"step"\n', SETTINGS),
+    Fault("learning rate of the next step", "self.step, self.steps_per_epoch", "self.step + 1, self.steps_per_epoch", SETTINGS),
+    Fault("teacher is shown the key view", "self.targets(im_q)", "self.targets(im_k)", STEP),
+    Fault("query and key views swapped", "self.model(im_q, im_k", "self.model(im_k, im_q", STEP),
+    Fault("shuffle seed constant over steps", 'self.seed_of_step("shuffle")', "0", STEP),
+    Fault("random-drop seed constant over steps", 'manual_seed(self.seed_of_step("random drop"))', "manual_seed(0)", STEP),
+    Fault("all seeds constant over steps", "purpose, self.step)", "purpose, 0)", STEP),
+    Fault("BatchNorm statistics broadcast", "broadcast_buffers=False", "broadcast_buffers=True", RANKS),
+    Fault("gradients add up", "self.optimizer.zero_grad(set_to_none=True)", "pass", STEP),
+    Fault("keys never enqueued", "self.method.moco.enqueue(losses.keys)", "pass", STEP),
+    Fault("matching at every epoch", "epoch in self.matching_epochs", "epoch >= 0", SETTINGS),
+    Fault("k-NN at every epoch", "epoch % self.config.knn.every_epochs == 0", "epoch >= 0", SETTINGS),
+    Fault("averages never begin anew", "self.meter.reset()", "pass", ROWS),
+    Fault("losses of rank 0 alone logged", "sum_over_ranks(self.sums.clone()) / (max(1, self.num_steps) * world_size())", "self.sums / max(1, self.num_steps)", RANKS),
+    Fault("logged losses are sums over ranks", "(max(1, self.num_steps) * world_size())", "max(1, self.num_steps)", RANKS),
+    Fault("steps not counted", "self.num_steps += 1", "self.num_steps = 1", METER),
+    Fault("a loss that is not finite goes on", "math.isfinite(first.item())", "False", METER),
+    Fault("speed with pauses", "self.started += time.monotonic() - began", "pass", METER),
+    Fault("waiting of the last batch alone", "self.waited += time.monotonic() - asked", "self.waited = time.monotonic() - asked", METER),
+    Fault("speed since the start", "self._restart()", "pass", METER, "Clock.read"),
+    Fault("weights that are not finite are saved", "self.check_weights()", "pass", ROWS),
+    Fault("momentum lost when a run goes on", 'self.optimizer.load_state_dict(state["optimizer"])', "pass", RESUME),
+    Fault("averages lost when a run goes on", 'self.meter.sums.copy_(state["meter"]["sums"])', "pass", RESUME),
+    Fault("moco.temperature reaches nothing", "moco_config.temperature", "0.2", SETTINGS),
+    Fault("moco.momentum reaches nothing", "moco_config.momentum", "0.999", SETTINGS),
+    Fault("mgd.stage_weights reach nothing", "mgd_config.stage_weights", "None", SETTINGS),
+    Fault("mgd.reducer reaches nothing", "mgd_config.reducer", '"amp"', SETTINGS),
+    Fault("mgd.margin reaches nothing", 'mgd_config.margin == "teacher"', "True", SETTINGS),
+    Fault("mgd.weight reaches nothing", "mgd_config.weight", "1e-4", SETTINGS),
+    Fault("warm-up from zero", "(0.001 + 0.999 *", "(0.999 *", SCHEDULE),
+    Fault("cosine ends too high", "math.pi * epoch / epochs", "math.pi * epoch / (epochs + 1)", SCHEDULE),
+    Fault("matching epochs too early", "10 ** (last * i / 9)", "10 ** (last * i / 10)", SCHEDULE),
+]  # fmt: skip
+
+EVALUATION = [
+    Fault("k-NN: temperature multiplies", ".astype(np.float64) / temperature", ".astype(np.float64) * temperature", KNN),
+    Fault("k-NN: top-5 is top-6", "(ahead < 5)", "(ahead < 6)", KNN),
+    Fault("k-NN: a class without votes is a hit", "voted = own[:, 0] > 0", "voted = own[:, 0] >= 0", KNN),
+    Fault("k-NN: votes of the ranks before", "start = k", "start = 0", KNN, "prefix_votes"),
+    Fault("k-NN: every vote counts 1", "weights = np.exp(", "weights = 1.0 + 0 * np.exp(", KNN),
+    Fault("few labels: no class is kept", "max(1, round(share * len(members)))", "round(share * len(members))", KNN),
+    Fault("features not normalised", "F.normalize(features, dim=1) if normalise else features", "features", FEATURES),
+    Fault("features in training mode", "trunk.eval()", "pass", FEATURES),
+    Fault("all modules left in evaluation mode", "module.training = mode", "pass", FEATURES),
+    Fault("label of the unreadable image", "labels[used.numpy()]", "labels[indices]", FEATURES),
+    Fault("monitor: queries vote", "knn_accuracy(bank, queries,", "knn_accuracy(queries, bank,", SETTINGS),
+    Fault("linear: top-5 is top-6", "(rank < 5)", "(rank < 6)", HEADS),
+    Fault("linear: ties are hits", "(logits < right)", "(logits <= right)", HEADS),
+    Fault("linear: no weight decay", ".addcmul_(parameter, decay)", "", HEADS),
+    Fault("linear: no momentum", "velocity.mul_(self.momentum)", "velocity.mul_(0)", HEADS),
+    Fault("linear: gradient is a sum", ".div_(total)", "", HEADS),
+    Fault("linear: ranks keep their gradients", "sum_over_ranks(gradient)", "pass", ("tests/linear_eval/test_command.py", "-k", "two_processes and live")),
+    Fault("linear: heads start ten times as large", "normal_(0, 0.01,", "normal_(0, 0.1,", HEADS),
+    Fault("linear: measured on training images", "self.val.all(", "self.train_source.all(", PROBE, "Probe.result"),
+    Fault("linear: held-out images train", "np.setdiff1d(np.arange(num_images), judged_on)", "np.arange(num_images)", PROBE),
+    Fault("linear: the worst heads go on", "sorted(order[:left])", "sorted(order[-left:])", PROBE),
+    Fault("linear: learning rate never falls", "self.protocol.lr_factor(self.step / stage.steps)", "self.protocol.lr_factor(0)", PROBE),
+    Fault("linear: ranked by loss alone", "(-scores.top1[head], losses[head])", "losses[head]", PROBE),
+    Fault("linear: velocity lost when it goes on", 'self.heads.load(state["heads"])', "pass", PROBE),
+    Fault("linear: a milestone late", "epoch >= milestone", "epoch > milestone", PROTOCOLS),
+    Fault("linear: half a cosine", "math.cos(math.pi * progress)", "math.cos(math.pi * progress / 2)", PROTOCOLS),
+    Fault("stretch: momentum forgotten", "along / (1 - momentum)", "along", SHORTEN),
+    Fault("stretch: as long as can be everywhere", "torch.where(share < 1, times, 1.0)", "self.times", SHORTEN),
+    Fault("principal directions of sums", "/ sum_over_ranks(count)", "", SHORTEN),
+    Fault("live: the same crop in every epoch", "epoch=epoch, index=index, view=0", "epoch=0, index=index, view=0", SOURCES),
+    Fault("live: label of the unreadable image", "used.append(where)", "used.append(index)", SOURCES, "RandomCrops"),
+    Fault("standardised by variance", "(variance + 1e-5).rsqrt()", "1 / (variance + 1e-5)", PROBE),
+    Fault("standardised without centring", "(x - self.mean)", "x.clone()", SOURCES),
+    Fault("crops of a probe as in pretraining", "scale=(0.08, 1.0)", "scale=(0.2, 1.0)", PROTOCOLS),
+]  # fmt: skip
+
+FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION]

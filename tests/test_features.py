@@ -1,0 +1,72 @@
+"""Frozen features against crops cut by hand and a network computed by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mgd_ssl.features import extract_features
+from mgd_ssl.images import ImageList
+from mgd_ssl.runtime import Runtime
+from tests.conftest import write_images
+
+CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+class Colours(nn.Module):
+    """A BatchNorm of mean colours, and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.frozen = nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval()
+        self.norm.running_mean = torch.tensor([0.3, -0.2, 0.1])
+        self.norm.running_var = torch.tensor([4.0, 1.0, 0.25])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.frozen(self.norm(images.mean(dim=(2, 3))))
+
+
+def by_hand(path: Path) -> np.ndarray:
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    edge = round(28 * 256 / 224)  # the short side
+    size = (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((image.width - 28) / 2), round((image.height - 28) / 2)
+    colours = np.asarray(image.crop((left, top, left + 28, top + 28)), dtype=np.float64).mean(axis=(0, 1)) / 255
+    normed = ((colours - MEAN) / DEVIATION - [0.3, -0.2, 0.1]) / np.sqrt(np.array([4.0, 1.0, 0.25]) + 1e-5)
+    return normed / np.sqrt(1 + 1e-5)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_features_are_those_computed_by_hand(normalise: bool, tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 9)
+    network = Colours().train()
+    network.frozen.eval()
+    indices = np.array([1, 2, 5, 8])
+    found = extract_features(
+        network, ImageList.scan(tmp_path), np.arange(9) * 3, indices, CPU,
+        image_size=28, batch_size=3, normalise=normalise,
+    )  # fmt: skip
+    expected = np.stack([by_hand(paths[index]) for index in indices])
+    if normalise:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+    assert found.labels.tolist() == [3, 6, 15, 24]
+    assert (network.training, network.norm.training, network.frozen.training) == (True, True, False)
+
+
+def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 9)
+    whole = np.stack([by_hand(path) for path in paths])
+    paths[4].write_bytes(b"no image")
+    found = extract_features(
+        Colours(), ImageList.scan(tmp_path), np.arange(9) * 3, np.arange(9), CPU, image_size=28, normalise=False
+    )
+    stand_in = int(np.abs(whole - found.values[4]).sum(axis=1).argmin())
+    assert stand_in != 4
+    assert found.labels.tolist() == [0, 3, 6, 9, 3 * stand_in, 15, 18, 21, 24]

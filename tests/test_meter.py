@@ -1,0 +1,58 @@
+"""Averages and speed between two rows, by hand."""
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mgd_ssl import meter as meter_module
+from mgd_ssl.data import PretrainBatch
+from mgd_ssl.errors import TrainingError
+from mgd_ssl.meter import Clock, Meter
+from mgd_ssl.method import Losses
+
+
+def losses(*terms: float) -> Losses:
+    total, contrastive, distillation, accuracy = torch.tensor(terms).unbind()
+    return Losses(total, contrastive, distillation, accuracy, torch.empty(0))
+
+
+def test_means_are_those_since_the_last_reset() -> None:
+    meter = Meter(torch.device("cpu"))
+    meter.update(losses(9.0, 9.0, 9.0, 1.0), 0)
+    meter.reset()
+    meter.update(losses(1.5, 1.0, 50.0, 0.25), 1)
+    meter.update(losses(2.5, 2.0, 70.0, 0.75), 2)
+    assert meter.means() == {"loss": 2.0, "contrastive": 1.5, "distillation": 60.0, "accuracy": 0.5}
+    meter.check_finite(str)
+
+
+def test_the_first_loss_that_is_not_finite_is_named() -> None:
+    meter = Meter(torch.device("cpu"))
+    for step, total in enumerate((1.0, math.nan, 1.0, math.inf)):
+        meter.update(losses(total, 1.0, 1.0, 0.0), step)
+    meter.reset()
+    with pytest.raises(TrainingError, match="the loss of step 1 is not finite"):
+        meter.check_finite(str)
+
+
+def test_speed_leaves_out_pauses_and_waiting_is_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def batches() -> Iterator[PretrainBatch]:
+        nonlocal now
+        while True:
+            now += 1.5  # to come
+            yield PretrainBatch(torch.empty(0), torch.empty(0), [])
+
+    monkeypatch.setattr(meter_module, "time", SimpleNamespace(monotonic=lambda: now))
+    clock, loader = Clock(), batches()
+    for _ in range(2):  # read twice: the second time from the first reading on
+        for _ in range(3):
+            clock.next_batch(loader)
+            now += 0.5  # a step
+            with clock.paused():
+                now += 1000.0
+        assert clock.read(16) == {"images_per_second": pytest.approx(3 * 16 / 6.0), "data_wait": pytest.approx(0.75)}
