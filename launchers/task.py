@@ -16,7 +16,7 @@ import torch.distributed as dist
 from launchers.records import Attempt, Failure, Records
 from mgd_ssl.checkpoint import write_whole
 from mgd_ssl.commands import run
-from mgd_ssl.errors import Interrupted, TrainingError, UserError, code_of
+from mgd_ssl.errors import Interrupted, RankZeroError, TrainingError, UserError, code_of
 
 PORTS = range(10_000, 30_000)  # below those the system gives to outgoing connections
 RENDEZVOUS_PATIENCE = 600.0  # seconds the other ranks wait for rank 0's address
@@ -82,7 +82,7 @@ def peer_gone(error: BaseException) -> bool:
         return False
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, dist.DistError | ConnectionError):
+        if isinstance(seen, dist.DistError | ConnectionError | RankZeroError):
             return True
         if isinstance(seen, RuntimeError) and any(words in str(seen).lower() for words in PEER_GONE):
             return True

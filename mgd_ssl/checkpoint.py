@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.leftovers import claimed, sweep
 from mgd_ssl.weights import read_checkpoint
 
 logger = logging.getLogger("mgd_ssl")
@@ -26,8 +27,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: as the file system says; nothing is left behind, neither after another error in the block.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, of=path.name)
     try:
-        with temporary.open("w+b") as file:
+        with claimed(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -85,7 +87,7 @@ class Checkpoints:
         path = self.folder / f"step_{step:08d}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            sweep(self.folder)
             write_whole(path, serialised(state))
         except OSError as error:
             before = self.paths()
@@ -114,10 +116,6 @@ class Checkpoints:
         if paths:
             raise UserError(f"no checkpoint in {self.folder} is whole: restore one, or start a new --out")
         return None
-
-    def _remove_leftovers(self) -> None:
-        for path in self.folder.glob(".step_*.tmp"):  # of a process killed while it was writing
-            path.unlink(missing_ok=True)
 
 
 def find_weights(path: Path) -> Path:

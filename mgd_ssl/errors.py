@@ -26,8 +26,16 @@ class Interrupted(Exception):
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)  # both, as pickling wants it
         self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RankZeroError(Exception):
+    """Rank 0 failed in a way nobody expected; raised on all other ranks, which end with it, while rank 0 raises the
+    error itself."""
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -48,6 +56,9 @@ def exit_code(program: Callable[[], int]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"mgd-ssl: {error}", file=sys.stderr)
         return code_of(error)
+    except RankZeroError as error:  # whose traceback says nothing
+        print(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})", file=sys.stderr)
+        return 1
 
 
 def code_of(error: BaseException) -> int:

@@ -20,6 +20,7 @@ from mgd_ssl.engine import Trainer
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.images import Images
+from mgd_ssl.leftovers import sweep
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.method import DistilledMoCo
 from mgd_ssl.mgd import MGD
@@ -301,6 +302,8 @@ def run_folder(
             locks.append((out / ".lock").open("w"))
             # not flock, which the data workers would inherit and hold for seconds after this process was killed
             fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in (out, out / "checkpoints", *(out / JOBS).glob("*/")):
+                sweep(folder)
             if not (out / "config.json").exists():
                 write_whole(out / "config.json", json.dumps(run, indent=2).encode())
         except BlockingIOError as error:
