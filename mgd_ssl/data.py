@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.images import Images, Unreadable, decode
 from mgd_ssl.jpeg import decode_pixels
 from mgd_ssl.worker import START_METHOD, Noted, dead_worker, kill_leftover, start_worker, tell
@@ -79,6 +79,8 @@ class Samples:
             try:
                 return how(self.images.read(candidate)), candidate
             except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                if (told := out_of_files(error)) is not None:  # which is not the image's fault
+                    raise UserError(str(told)) from error
                 unreadable.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
             generator = keyed_generator(self.seed, "replacement", index, attempt)
             candidate = int(generator.integers(len(self.images)))

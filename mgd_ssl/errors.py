@@ -1,7 +1,9 @@
 """Errors for the user: one sentence that names the value and the remedy, shown without a traceback."""
 
 import difflib
+import errno
 import os
+import resource
 import sys
 from collections.abc import Callable
 
@@ -44,6 +46,18 @@ def nearest(word: str, known: list[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
+def out_of_files(error: BaseException) -> TrainingError | None:
+    """The sentence for an error that comes from too many open files, None for any other."""
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(seen):
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return TrainingError(f"too many files are open (ulimit -n is {limit}): raise it, or lower data.workers")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def exit_code(program: Callable[[], int]) -> int:
     """Run a program; its errors become one sentence on stderr (of rank 0) and an exit code.
 
@@ -59,6 +73,11 @@ def exit_code(program: Callable[[], int]) -> int:
     except RankZeroError as error:  # whose traceback says nothing
         print(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})", file=sys.stderr)
         return 1
+    except Exception as error:
+        if (told := out_of_files(error)) is None:
+            raise
+        print(f"mgd-ssl: {told}", file=sys.stderr)
+        return code_of(told)
 
 
 def code_of(error: BaseException) -> int:

@@ -7,10 +7,14 @@ parent holds at that moment is never released in the worker. The display of a ru
 writes nothing through it, nor through anything else it got from the parent: what it has to say comes with its batches.
 """
 
+import errno
 import logging
+import multiprocessing.queues
+import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
@@ -18,7 +22,7 @@ from typing import Any, NamedTuple, TextIO
 import cv2
 from torch.utils.data import Dataset
 
-from mgd_ssl.errors import TrainingError
+from mgd_ssl.errors import TrainingError, out_of_files
 from mgd_ssl.parent import end_with_parent
 
 START_METHOD = "fork" if sys.platform == "linux" else None  # None is Python's choice for the system
@@ -60,10 +64,20 @@ def start_worker(parent: int) -> None:
     which still needs its workers to finish a step; and which ends with the process of pid `parent`."""
     end_with_parent(parent)
     sys.stdout, sys.stderr = _plain(1), _plain(2)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     cv2.setNumThreads(0)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     _take_notes()
+
+
+def _give_up(error: Exception, batch: Any) -> None:
+    """End a worker that cannot send its batch, which the training process would wait for without end."""
+    if out_of_files(error):
+        os._exit(errno.EMFILE)
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _plain(descriptor: int) -> TextIO:
@@ -116,6 +130,8 @@ def dead_worker(error: RuntimeError, workers: Sequence[Any]) -> TrainingError | 
         return None
     codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
     pid, code = next(iter(codes.items()), (0, 0))
+    if code == errno.EMFILE:
+        return out_of_files(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return TrainingError(
         f"a data worker (pid {pid}) {how}: is there enough memory for data.workers? "
