@@ -17,6 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launchers.config import LocalConfig
 from launchers.outcome import Outcome, cause
+from launchers.process import LAUNCHER
 from launchers.records import Records, Submission
 from mgd_ssl.errors import INTERRUPTED
 from mgd_ssl.printable import printable_lines
@@ -38,6 +39,7 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
     """
     records = Records.new(run)
     records.write(Submission("local", list(command), "", config.procs, []))
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
     # a store that outlives a restart would hand the new processes the addresses of the old ones
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

@@ -9,11 +9,15 @@ from pathlib import Path
 from launchers.records import End, Records
 from launchers.task import Place, execute
 from mgd_ssl.errors import INTERRUPTED, exit_code
+from mgd_ssl.parent import end_with_parent
 from mgd_ssl.printable import printable_lines
+
+LAUNCHER = "MGD_SSL_LAUNCHER"  # pid of the launcher, in the environment of its processes
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, or as much of it as happens before the launcher is gone; returns its exit code."""
+    end_with_parent(int(os.environ[LAUNCHER]))
     records, command = Records(Path(argv[0])), argv[1:]
     env = os.environ
     place = Place(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from launchers.records import Attempt, Failure, Records
 from mgd_ssl.commands import run
-from mgd_ssl.errors import Interrupted, TrainingError, UserError, code_of
+from mgd_ssl.errors import Interrupted, RankZeroError, TrainingError, UserError, code_of, out_of_files
 from mgd_ssl.files import write_whole, writing
 from mgd_ssl.printable import printable_lines
 
@@ -60,7 +60,8 @@ def execute(command: Sequence[str], records: Records, place: Place, logs: Sequen
         told, number = ("", 0) if code == 0 else (f"{command[0]} ended with code {code}", 0)
     except SystemExit as stop:  # of the parser of the command line, which has told why
         code, told, number = (0, "", 0) if not stop.code else (2, f"{command[0]} did not accept its options", 0)
-    except BaseException as error:
+    except BaseException as caught:
+        error = out_of_files(caught) or caught
         code, number = code_of(error), error.signal_number if isinstance(error, Interrupted) else 0
         told = str(error) if isinstance(error, Interrupted | UserError) else traceback.format_exc()
         if not number:
@@ -83,7 +84,7 @@ def peer_gone(error: BaseException) -> bool:
         return False
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, dist.DistError | ConnectionError):
+        if isinstance(seen, dist.DistError | ConnectionError | RankZeroError):
             return True
         if isinstance(seen, RuntimeError) and any(words in str(seen).lower() for words in PEER_GONE):
             return True

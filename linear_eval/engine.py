@@ -17,6 +17,7 @@ from mgd_ssl.data import TrainingOrder
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.runtime import on_rank_zero
+from mgd_ssl.time_left import TimeLeft
 from moco.dist import rank, sum_over_ranks, world_size
 from moco.keyed import keyed_generator, keyed_seed
 
@@ -82,6 +83,7 @@ class Probe:
 
     def train(self, log: RunLog, stopping: Callable[[], bool], save: Callable[[], None]) -> bool:
         """Train to the end (True), or to the step after which `stopping` said so (False, when the state is saved)."""
+        self.time_left = TimeLeft(self.total_steps)
         while True:
             if not self._train_stage(log, stopping, save):
                 return False
@@ -111,6 +113,7 @@ class Probe:
                 self.losses += self.heads.step(x, y, lr_factor, batch_size)
                 self.num_losses += 1
                 self.step += 1
+                self.time_left.finished(self.finished_steps)
                 ended = self.step == stage.steps
                 if self.step % log_every == 0 or ended:
                     self._log(log, self.step / per_epoch, lr_factor)
@@ -189,7 +192,8 @@ class Probe:
         row = {"stage": self.stage, "epoch": epoch, "heads": left, "loss": loss, "lr_factor": lr_factor}
         log.write("train", self.finished_steps, row)
         told = f"round {self.stage + 1}, {left} heads, " if self.stage < len(self.stages) - 1 else ""
-        log.progress(self.finished_steps, f"{told}epoch {epoch:.1f}, loss {loss:.4f}, lr x {lr_factor:.3g}")
+        time_left = self.time_left.told(self.finished_steps, {})
+        log.progress(self.finished_steps, f"{told}epoch {epoch:.1f}, loss {loss:.4f}, lr x {lr_factor:.3g}", time_left)
 
     def _log_accuracy(self, log: RunLog) -> None:
         scores = self.result()

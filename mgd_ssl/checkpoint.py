@@ -13,6 +13,7 @@ import torch
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import write_whole, writing
+from mgd_ssl.leftovers import sweep
 from mgd_ssl.weights import read_checkpoint
 
 logger = logging.getLogger("mgd_ssl")
@@ -61,7 +62,7 @@ class Checkpoints:
         path = self.folder / f"step_{step:08d}.pt"
         with writing(path, kept=self._kept):
             self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was moved has no second one
-            self._remove_leftovers()
+            sweep(self.folder)
             write_whole(path, serialised(state))
             for old in self._outlived(path):
                 old.unlink()
@@ -130,10 +131,6 @@ class Checkpoints:
         if step != number(path):
             raise UserError(f"{path} holds step {step} and not that of its name")
         return state
-
-    def _remove_leftovers(self) -> None:
-        for path in self.folder.glob(".step_*.tmp"):  # of a process killed while it was writing
-            path.unlink(missing_ok=True)
 
 
 def number(path: Path) -> int:

@@ -5,14 +5,14 @@ workers nor on where a run was resumed.
 """
 
 import json
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -23,9 +23,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl.config import DataConfig
 from mgd_ssl.decode import Decoding, decode_told
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.images import Images, Noted, Unreadable
 from mgd_ssl.jpeg import decode_pixels_told
+from mgd_ssl.worker import START_METHOD, NotingDataset, dead_worker, kill_leftover, start_worker, tell
 from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
 from moco.augment_cpu import Pixels, cut_view, render_view_fast
 from moco.keyed import keyed_generator
@@ -85,6 +86,8 @@ class Samples:
                 noted.composited += composited
                 return image, candidate
             except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                if (told := out_of_files(error)) is not None:  # which is not the image's fault
+                    raise UserError(str(told)) from error
                 noted.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
             generator = keyed_generator(self.seed, "replacement", index, attempt)
             candidate = int(generator.integers(len(self.images)))
@@ -274,22 +277,37 @@ def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool)
         workers: processes; 0 decodes in this one. Same batches for any number.
         pin: put batches into pinned memory, for copies to a GPU that do not wait.
     """
+    parent = os.getpid()
     loader = DataLoader(
-        dataset,
+        NotingDataset(dataset) if workers else dataset,
         batch_sampler=keys,
         collate_fn=_as_is,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, parent),
+        multiprocessing_context=START_METHOD if workers else None,
     )
     iterator = iter(loader)
     try:
-        yield _told_plainly(iterator)
+        yield _told_plainly(_with_notes_told(iterator) if workers else iterator)
+    except RuntimeError as error:  # a worker that dies is told of wherever this process is
+        told = dead_worker(error, iterator._workers) if workers else None  # type: ignore[attr-defined]
+        if told is None:
+            raise
+        raise told from None
     finally:
-        # workers ignore SIGTERM (below), so they must be told to end before the interpreter waits for them
+        # workers ignore SIGTERM, so they must be told to end before the interpreter waits for them
         if workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
+            kill_leftover(iterator._workers)  # type: ignore[attr-defined]
+
+
+def _with_notes_told(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The batches alone; what their workers noted is said here."""
+    for batch, notes in iterator:
+        tell(notes)
+        yield batch
 
 
 def _told_plainly(iterator: Iterator[Any]) -> Iterator[Any]:
@@ -304,9 +322,5 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
-    """A worker is one thread, and ignores signals: one to the whole job is for the training process, which still
-    needs its workers to finish a step."""
-    cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _start_worker(parent: int, worker: int) -> None:
+    start_worker(parent)

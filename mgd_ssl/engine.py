@@ -1,18 +1,27 @@
 """The training loop: steps, and what happens between them."""
 
+import math
 import time
 import warnings
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl.checkpoint import FORMAT, Checkpoints
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.data import CentreCrops, PretrainBatch, TrainingOrder, TwoViews, chosen_backend, subset, view_policy
+from mgd_ssl.data import (
+    PREFETCH,
+    CentreCrops,
+    PretrainBatch,
+    TrainingOrder,
+    TwoViews,
+    chosen_backend,
+    subset,
+    view_policy,
+)
 from mgd_ssl.encoders import initial_encoder, trunk
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.features import Leaving
@@ -24,10 +33,11 @@ from mgd_ssl.method import DistilledMoCo, Losses
 from mgd_ssl.monitor import KNNMonitor
 from mgd_ssl.rematch import save_costs, share_norm_statistics, update_matching
 from mgd_ssl.ring import view_batches
-from mgd_ssl.runtime import Runtime, StopRequest
+from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero
 from mgd_ssl.schedule import chosen_matching_epochs, learning_rate
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.teacher import Teacher
+from mgd_ssl.time_left import LEFT_OUT, TimeLeft
 from moco.augment_device import finish_views
 from moco.dist import rank, world_size
 from moco.keyed import keyed_seed
@@ -68,6 +78,7 @@ class Trainer:
         self.knn_lines: dict[str, float] = {}  # the random encoder's and the teacher's accuracy
         self.knn_lines_of = ""  # identity of the monitor that measured them
         self.meter = Meter(runtime.device)
+        self.time_left = TimeLeft(self.total_steps)
         self.leaving: Leaving = lambda batches, most: batches  # while training, ends the work between two epochs too
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
@@ -174,6 +185,7 @@ class Trainer:
             local_batch = optim.batch_size // world_size()
             loader = stack.enter_context(view_batches(dataset, order, local_batch, self.workers, self.runtime.device))
             clock = Clock()
+            self.time_left = TimeLeft(self.total_steps, max(LEFT_OUT, PREFETCH * self.workers + 1))
             while self.step < self.total_steps:
                 if self.step % self.steps_per_epoch == 0:
                     with clock.paused():
@@ -184,6 +196,7 @@ class Trainer:
                 self.meter.update(losses, self.step)
                 self.skipped.note(batch.unreadable)
                 self.step += 1
+                self.time_left.finished(self.step)
                 if self.step % self.config.runtime.log_every == 0 or self.step == self.total_steps:
                     self.log_step(log, lr, clock)
                 stopping = stop.agreed()
@@ -198,7 +211,8 @@ class Trainer:
         """What the epoch that starts now rests on: matching and k-NN of the state so far."""
         epoch = self.step // self.steps_per_epoch
         if self.teacher is not None and epoch in self.matching_epochs:
-            self.rematch(log, epoch)
+            with self.time_left.event("matching"):
+                self.rematch(log, epoch)
         if self.monitor is not None and epoch % self.config.knn.every_epochs == 0:
             self.evaluate(log)
 
@@ -207,19 +221,22 @@ class Trainer:
         assert self.teacher is not None
         started = time.monotonic()
         mgd = self.config.mgd
-        changes = update_matching(
-            self.method,
-            self.teacher,
-            CentreCrops(self.images, self.config.data.image_size, self.config.seed),
-            subset(len(self.images), mgd.matching_images, self.config.seed, "matching"),
-            self.runtime,
-            batch_size=max(1, self.config.optim.batch_size // world_size()),
-            workers=self.workers,
-            measure_margins=mgd.margin == "measured",
-            report=self.skipped.note,
-            keep=lambda costs: save_costs(log.folder / "matching_costs.npz", costs, epoch),
-            leaving=self.leaving,
-        )
+        indices = subset(len(self.images), mgd.matching_images, self.config.seed, "matching")
+        with log.part("matching", math.ceil(len(indices) / world_size())) as progress:
+            changes = update_matching(
+                self.method,
+                self.teacher,
+                CentreCrops(self.images, self.config.data.image_size, self.config.seed),
+                indices,
+                self.runtime,
+                batch_size=max(1, self.config.optim.batch_size // world_size()),
+                workers=self.workers,
+                measure_margins=mgd.margin == "measured",
+                report=self.skipped.note,
+                keep=lambda costs: save_costs(log.folder / "matching_costs.npz", costs, epoch),
+                progress=progress,
+                leaving=self.leaving,
+            )
         row: dict[str, Any] = {"epoch": epoch, "seconds": time.monotonic() - started}
         for i, change in enumerate(changes, start=1):
             row |= {f"stage{i}_{name}": value for name, value in change._asdict().items()}
@@ -236,9 +253,10 @@ class Trainer:
         """k-NN of the student as it is, beside its initial state and the teacher."""
         assert self.monitor is not None
         share_norm_statistics(self.method.moco.encoder_q)  # every rank classifies a part, with what is saved
-        student = self.monitor.evaluate(trunk(self.method.moco.encoder_q), self.leaving)
+        with self.time_left.event("k-NN"), log.part("k-NN of the student", self.monitor.num_images) as progress:
+            student = self.monitor.evaluate(trunk(self.method.moco.encoder_q), progress, self.leaving)
         if self.knn_lines_of != self.monitor.identity:
-            self.draw_knn_lines(student)
+            self.draw_knn_lines(student, log)
         log.write("knn", self.step, {**student._asdict(), **self.knn_lines, "protocol": self.monitor.protocol})
         teacher_top1 = self.knn_lines.get("teacher_top1")
         logger.info(
@@ -250,12 +268,13 @@ class Trainer:
         )
         return student
 
-    def draw_knn_lines(self, student: Accuracy) -> None:
+    def draw_knn_lines(self, student: Accuracy, log: RunLog) -> None:
         """Measure what the student lies between, the encoder the run began with and the teacher; anew when the k-NN
         evaluation was switched on or changed while the run went on.
 
         Args:
             student: accuracy of the student as it is.
+            log: of the run.
         """
         assert self.monitor is not None
         logger.info("%s", self.monitor.protocol)
@@ -264,10 +283,12 @@ class Trainer:
             moco = self.config.moco
             encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
             encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format)
-            random = self.monitor.evaluate(trunk(encoder), self.leaving)
+            with log.part("k-NN of the random encoder", self.monitor.num_images) as progress:
+                random = self.monitor.evaluate(trunk(encoder), progress, self.leaving)
         lines = {"random_top1": random.top1, "random_top5": random.top5}
         if self.teacher is not None:
-            teacher = self.monitor.evaluate(trunk(self.teacher.backbone), self.leaving)
+            with log.part("k-NN of the teacher", self.monitor.num_images) as progress:
+                teacher = self.monitor.evaluate(trunk(self.teacher.backbone), progress, self.leaving)
             lines |= {"teacher_top1": teacher.top1, "teacher_top5": teacher.top5}
         self.knn_lines, self.knn_lines_of = lines, self.monitor.identity
 
@@ -287,8 +308,19 @@ class Trainer:
             self.step,
             f"epoch {epoch:.2f}, {terms}, lr {lr:.2g}, {speed['images_per_second']:.0f} images/s, "
             f"{speed['data_wait']:.0%} waiting for data",
+            self.time_left.told(self.step, self.events_to_come()),
         )
         self.meter.reset()
+
+    def events_to_come(self) -> dict[str, int]:
+        """How many matching updates and k-NN evaluations follow the current step, the last one after training too."""
+        epochs = range(math.ceil(self.step / self.steps_per_epoch), self.config.optim.epochs)
+        matching = 0 if self.teacher is None else len(self.matching_epochs.intersection(epochs))
+        every = self.config.knn.every_epochs
+        return {
+            "matching": matching,
+            "k-NN": 0 if self.monitor is None else 1 + sum(epoch % every == 0 for epoch in epochs),
+        }
 
     # state
 
@@ -301,16 +333,7 @@ class Trainer:
         self.meter.check_finite(self.checkpoints.kept)
         self.check_weights()
         self.meter.share()
-        failure: list[TrainingError | None] = [None]
-        if rank() == 0:
-            try:
-                self.checkpoints.save(self.step, self.state(log.synced_bytes()))
-            except TrainingError as error:
-                failure = [error]
-        if world_size() > 1:
-            dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise failure[0]
+        on_rank_zero(lambda: self.checkpoints.save(self.step, self.state(log.synced_bytes())))
 
     def check_weights(self) -> None:
         """Raise TrainingError when the last update left the student with weights that are not finite: its loss

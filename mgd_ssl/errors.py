@@ -1,7 +1,9 @@
 """Errors for the user: one sentence that names the value and the remedy, shown without a traceback."""
 
 import difflib
+import errno
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,14 +50,34 @@ class Interrupted(Exception):
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)  # both, as pickling wants it
         self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RankZeroError(Exception):
+    """Rank 0 failed in a way nobody expected; raised on all other ranks, which end with it, while rank 0 raises the
+    error itself."""
 
 
 def nearest(word: str, known: list[str]) -> str:
     """`, did you mean 'x'?` for the closest of the known words, or an empty string."""
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def out_of_files(error: BaseException) -> TrainingError | None:
+    """The sentence for an error that comes from too many open files, None for any other."""
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(seen):
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return TrainingError(f"too many files are open (ulimit -n is {limit}): raise it, or lower data.workers")
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def exit_code(program: Callable[[], int | None]) -> int:
@@ -72,6 +94,14 @@ def exit_code(program: Callable[[], int | None]) -> int:
             with suppress(OSError):  # stderr may be a file on the very disk that is full
                 print(f"mgd-ssl: {printable(error)}", file=sys.stderr)
         return code_of(error)
+    except RankZeroError as error:  # whose traceback says nothing
+        print(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (told := out_of_files(error)) is None:
+            raise
+        print(f"mgd-ssl: {told}", file=sys.stderr)
+        return code_of(told)
 
 
 def code_of(error: BaseException) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.leftovers import claimed, sweep
 
 AGAIN = "then run the same command again"
 ELSEWHERE = "or choose another --out"
@@ -102,8 +103,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: as the file system says; nothing is left behind, neither after another error in the block.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, of=path.name)
     try:
-        with temporary.open("w+b") as file:
+        with claimed(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -62,7 +63,7 @@ class RunLog:
         self._metrics_bytes = metrics_bytes
         self._console = Console(stderr=True)
         self._live: Live | None = None
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         logger.setLevel(logging.INFO)
@@ -74,23 +75,45 @@ class RunLog:
             self._handlers = [self._file, _ConsoleHandler(self._console)]
             if self._console.is_terminal:
                 self._bar = Progress(
-                    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"),
-                    TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"),
+                    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[unit]},"), TimeElapsedColumn(), TextColumn("gone{task.fields[left]}"),
                 )  # fmt: skip
                 self._task = self._bar.add_task(
-                    escape(printable(self.folder.name)), total=self.total_steps, completed=self.first_step
+                    escape(printable(self.folder.name)),
+                    total=self.total_steps,
+                    completed=self.first_step,
+                    unit="steps",
+                    left="",
                 )
-                self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+                # stdout and stderr stay as they are: whoever writes to them never waits for the display
+                self._live = Live(
+                    self._bar, console=self._console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
+                )
                 self._live.start()
         for handler in self._handlers:
             logger.addHandler(handler)
+        self._showwarning, warnings.showwarning = warnings.showwarning, self._note_warning
         if self.active and self._metrics.complaint:
             logger.warning("%s", self._metrics.complaint)
         return self
 
+    def _note_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Write a warning to log.txt and not to the screen, where it would tear the display."""
+        text = f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
+        self._handlers[0].handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        warnings.showwarning = self._showwarning
         if self._live is not None:
             with suppress(OSError):  # of a terminal that was closed
                 self._live.stop()
@@ -144,22 +167,38 @@ class RunLog:
         with writing(self.folder / "tensorboard"):
             self._scalars.add(row)
 
-    def progress(self, step: int, numbers: str) -> None:
-        """Show where training is: a bar in a terminal, a line now and then elsewhere."""
+    def progress(self, step: int, numbers: str, left: str = "") -> None:
+        """Show where training is: a bar in a terminal, a line now and then elsewhere; `left` is of `TimeLeft.told`."""
         if not self.active:
             return
         if self._live is not None:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, left=f", {left}" if left else "")
             self._live.update(Group(self._bar, Text(numbers)))
         elif time.monotonic() - self._last_line > PLAIN_SECONDS or step == self.total_steps:
             self._last_line = time.monotonic()
-            logger.info("step %d of %d, %s left: %s", step, self.total_steps, self._time_left(step), numbers)
+            logger.info("step %d of %d%s: %s", step, self.total_steps, f", {left}" if left else "", numbers)
 
-    def _time_left(self, step: int) -> str:
-        per_step = (time.monotonic() - self._started) / max(1, step - self.first_step)
-        minutes, seconds = divmod(round(per_step * (self.total_steps - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    @contextmanager
+    def part(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show the progress of work between two steps; yields what to call with the number of images done.
+
+        Args:
+            what: it is.
+            total: images.
+        """
+        if self._live is None:
+            yield lambda done: self._part_line(what, done, total)
+            return
+        task = self._bar.add_task(what, total=total, unit="images", left="")
+        try:
+            yield lambda done: self._bar.update(task, completed=done)
+        finally:
+            self._bar.remove_task(task)
+
+    def _part_line(self, what: str, done: int, total: int) -> None:
+        if self.active and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            logger.info("%s: %d of %d images", what, done, total)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -1,6 +1,7 @@
 """k-NN accuracy of the student while it trains, between a random encoder's and the teacher's."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from mgd_ssl.images import Images
 from mgd_ssl.knn import Accuracy, knn_accuracy, protocol
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from mgd_ssl.skipped import SkippedFiles
+from moco.dist import rank, world_size
 
 
 class KNNMonitor:
@@ -77,16 +79,29 @@ class KNNMonitor:
         line = protocol(config.k, config.temperature, f"{len(self.bank_indices)}", len(self.queries), self.image_size)
         return line + self.bank.decoding.told()
 
-    def evaluate(self, trunk: nn.Module, leaving: Leaving = lambda batches, most: batches) -> Accuracy:
-        """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `leaving` as in `extract_features`."""
+    @property
+    def num_images(self) -> int:
+        """Images of both folders that this process looks at in an evaluation, at most."""
+        return sum(math.ceil(count / world_size()) for count in (len(self.bank_indices), len(self.queries)))
+
+    def evaluate(
+        self,
+        trunk: nn.Module,
+        progress: Callable[[int], None] = lambda done: None,
+        leaving: Leaving = lambda batches, most: batches,
+    ) -> Accuracy:
+        """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `progress` is told how many images of
+        both folders are done, `leaving` is as in `extract_features`."""
+        before = len(range(rank(), len(self.bank_indices), world_size()))
         bank, queries = (
             extract_features(
                 trunk, images, labels, indices, self.runtime,
-                image_size=self.image_size, workers=self.workers, report=skipped.note, leaving=leaving,
+                image_size=self.image_size, workers=self.workers, report=skipped.note,
+                progress=lambda done, start=start: progress(start + done), leaving=leaving,  # type: ignore[misc]
             )
-            for images, labels, indices, skipped in (
-                (self.bank, self.bank_labels, self.bank_indices, self.skipped_bank),
-                (self.queries, self.query_labels, np.arange(len(self.queries)), self.skipped_queries),
+            for images, labels, indices, skipped, start in (
+                (self.bank, self.bank_labels, self.bank_indices, self.skipped_bank, 0),
+                (self.queries, self.query_labels, np.arange(len(self.queries)), self.skipped_queries, before),
             )
         )  # fmt: skip
         self.skipped_bank.share()

@@ -24,6 +24,7 @@ from mgd_ssl.files import ELSEWHERE, write_whole, writing
 from mgd_ssl.folder import JOBS as JOBS
 from mgd_ssl.folder import damaged_description, forget_start, no_run, nothing_trained, saved_description, unfinished
 from mgd_ssl.images import Images
+from mgd_ssl.leftovers import sweep
 from mgd_ssl.log import RunLog, logger
 from mgd_ssl.log_file import ending_told, is_free
 from mgd_ssl.method import DistilledMoCo
@@ -365,6 +366,8 @@ def run_folder(
                 fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+            for folder in (out, out / "checkpoints", *(out / JOBS).glob("*/")):
+                sweep(folder)
             # asked under the lock: nobody can be about to train
             if not (out / "config.json").exists() or nothing_trained(out):
                 forget_start(out)

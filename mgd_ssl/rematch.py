@@ -36,6 +36,7 @@ def update_matching(
     measure_margins: bool,
     report: Callable[[Sequence[Unreadable]], None],
     keep: Callable[[Sequence[Tensor]], None] = lambda costs: None,
+    progress: Callable[[int], None] = lambda done: None,
     leaving: Leaving = lambda batches, most: batches,
 ) -> list[StageMatch]:
     """Match the student's channels anew; the same assignments end on every rank.
@@ -55,6 +56,7 @@ def update_matching(
         measure_margins: replace the margins by those measured on the way.
         report: told of unreadable images.
         keep: given the mean costs [C_s, C_t] of every stage, on rank 0 alone.
+        progress: told how many of this process's images are done.
         leaving: passes the batches on, or raises between two; see `extract_features`.
     """
     mgd = method.mgd
@@ -64,13 +66,15 @@ def update_matching(
     was_training = method.training
     method.eval()
     mine = indices[rank() :: world_size()]
-    most = math.ceil(math.ceil(len(indices) / world_size()) / batch_size)
+    most, done = math.ceil(math.ceil(len(indices) / world_size()) / batch_size), 0
     with batches(crops, chunks(mine, batch_size), workers, pin=runtime.device.type == "cuda") as loader:
         for batch in leaving(loader, most):
             report(batch.unreadable)
             images = runtime.images(batch.images)
             with full_precision(runtime.device):
                 statistics.update(method.student_maps(images), teacher(images))
+            done += len(images)
+            progress(done)
     method.train(was_training)
     for total in statistics.tensors():
         sum_over_ranks(total)

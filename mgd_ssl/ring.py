@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mgd_ssl.data import PREFETCH, PretrainBatch, Space, TwoViews, batches
-from mgd_ssl.errors import UserError
+from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.images import Unreadable
 from mgd_ssl.log import logger
 
@@ -42,7 +42,7 @@ class Ring:
             self.spaces = [Space(*(tensor.share_memory_() for tensor in space)) for space in spaces]
         except RuntimeError as error:
             megabytes = num_slots * sum(tensor.nbytes for tensor in spaces[0]) // 2**20
-            raise UserError(
+            raise out_of_files(error) or UserError(
                 f"the data workers need {megabytes} MB of shared memory, and there is not as much ({error}): "
                 "lower data.workers or optim.batch_size, or raise the container's --shm-size"
             ) from error

@@ -1,6 +1,7 @@
 """The process a run lives in: ranks, device, threads, signals."""
 
 import itertools
+import logging
 import os
 import signal
 import time
@@ -16,15 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.errors import Interrupted, UserError
+from mgd_ssl.errors import Interrupted, RankZeroError, UserError
 from moco.dist import is_distributed, rank, world_size
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 FORWARDED = 1.0  # seconds within which a second Ctrl-C is the first one, passed on by torchrun
 PATIENCE = timedelta(hours=2)  # of ranks that wait for rank 0, which may be listing millions of files
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 T = TypeVar("T")
+logger = logging.getLogger("mgd_ssl")
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,27 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0 alone and give its result to all; its UserError is raised on all of them."""
+    """Run `work` on rank 0 alone and give its result to all.
+
+    Raises:
+        UserError: of `work`, on all ranks; also Interrupted.
+        RankZeroError: on the other ranks, when `work` raises anything else, which rank 0 then raises.
+    """
     outcome: list[object] = [None]
+    unexpected: BaseException | None = None
     if rank() == 0:
         try:
             outcome = [work()]
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             outcome = [error]
+        except BaseException as error:
+            unexpected = error
+            outcome = [RankZeroError(f"rank 0 failed: {type(error).__name__}: {error}")]
     if world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], UserError):
+    if unexpected is not None:
+        raise unexpected
+    if isinstance(outcome[0], UserError | Interrupted | RankZeroError):
         raise outcome[0]
     return outcome[0]  # type: ignore[return-value]
 
@@ -144,8 +157,14 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Obey SIGTERM, SIGINT and SIGUSR2 inside the block."""
-        previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        """Obey SIGTERM, SIGINT, SIGUSR2 and SIGHUP inside the block.
+
+        Those that are ignored stay so: a shell starts a job in the background with SIGINT ignored, nohup with SIGHUP.
+        """
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        if deaf := [number.name for number in STOP_SIGNALS if number not in heard]:
+            logger.info("%s ignored since the start, as by nohup or in the background", " and ".join(deaf))
+        previous = {number: signal.signal(number, self._note) for number in heard}
         try:
             yield self
         finally:
@@ -174,7 +193,7 @@ class StopRequest:
             self.signal_number, self._pending = agreed, None
         else:
             number = torch.tensor(self.signal_number)
-            # SIGTERM, which ends a job, is greater than SIGUSR2 and SIGINT
+            # SIGTERM, which ends a job, is greater than SIGUSR2, SIGINT and SIGHUP
             handle = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True)
             assert handle is not None
             self._pending = number, handle

@@ -1,6 +1,7 @@
 """Shared fixtures: few threads, small image folders, thin settings."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+# a shell starts jobs in the background with SIGINT ignored, and what these tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tests run side by side on few cores
 os.environ.setdefault("MGD_SSL_CORES", "1")  # and so do the runs they start
 

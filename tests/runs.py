@@ -142,9 +142,17 @@ def die_in_checkpoint(count: int) -> None:
     os.fsync = killed  # type: ignore[assignment]
 
 
+def hear_signals() -> None:
+    """Take signals as a program in a terminal does, also when the tests run under nohup or in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def command(args: list[str], stderr: Path, env: dict[str, str], prepare: Callable[..., None] | None, *how: Any) -> None:
     """`mgd-ssl` in this process, which becomes the leader of a process group; ends it with the exit code."""
     os.setpgid(0, 0)
+    hear_signals()
     multiprocessing.set_start_method("fork", force=True)  # of its data workers, as outside the tests
     os.environ.update(env)
     for number in (1, 2):
