@@ -94,7 +94,7 @@ def hold_the_lock_at_every_fork() -> None:
     threading.Thread(target=hold, daemon=True).start()
     os.register_at_fork(before=before, after_in_parent=after)
     RunLog.__enter__ = entered  # type: ignore[method-assign]
-    Samples.load = loaded  # type: ignore[assignment, method-assign]
+    Samples.load = loaded  # type: ignore[method-assign]
 
 
 def test_workers_start_and_warn_while_the_display_is_locked(
@@ -185,7 +185,7 @@ def stick_at(flag: Path) -> None:
             time.sleep(1)
         return load(self, index, noted, how)
 
-    Samples.load = stuck  # type: ignore[assignment, method-assign]
+    Samples.load = stuck  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "Ctrl-C twice"])
