@@ -117,7 +117,9 @@ def check_log_folder(folder: Path) -> None:
     if not is_printable(folder):
         raise UserError(f"the folder {brief(folder)} has control characters in its name: choose another --out")
     if "%" in str(folder) or "\\" in str(folder):
-        raise UserError(f"the folder {brief(folder)} has % or \\ in its name, which Slurm replaces: choose another --out")
+        raise UserError(
+            f"the folder {brief(folder)} has % or \\ in its name, which Slurm replaces: choose another --out"
+        )
 
 
 def batch_script(config: SlurmConfig, name: str, folder: Path, count: int = 1, dependency: str | None = None) -> str:

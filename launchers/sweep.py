@@ -63,7 +63,9 @@ def _check(path: Path, key: str, values: Any) -> None:
             if not isinstance(word, bool | int | float | str):
                 raise UserError(f"{key} in {path} has {brief(value)}: write numbers, words, or lists of them")
             if isinstance(word, str) and (word.startswith("-") or not is_printable(word)):
-                raise UserError(f"{key} in {path} has {brief(word)}: write words without control characters or a first -")
+                raise UserError(
+                    f"{key} in {path} has {brief(word)}: write words without control characters or a first -"
+                )
     if len({str(value) for value in values}) < len(values):
         raise UserError(f"{key} in {path} has a value twice: two runs cannot share a folder")
 

@@ -100,7 +100,9 @@ def main(argv: Sequence[str]) -> int:
     evaluations, out = evaluate(config)
     if os.environ.get("RANK", "0") == "0":
         show(evaluations)
-        print(f"results: {printable(out / 'evaluation_knn_*.json')}" if out else "pass --out FOLDER to keep these results")
+        print(
+            f"results: {printable(out / 'evaluation_knn_*.json')}" if out else "pass --out FOLDER to keep these results"
+        )
     return 0
 
 

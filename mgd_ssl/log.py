@@ -78,7 +78,9 @@ class RunLog:
                     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"),
                     TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"),
                 )  # fmt: skip
-                self._task = self._bar.add_task(escape(printable(self.folder.name)), total=self.total_steps, completed=self.first_step)
+                self._task = self._bar.add_task(
+                    escape(printable(self.folder.name)), total=self.total_steps, completed=self.first_step
+                )
                 self._live = Live(self._bar, console=self._console, refresh_per_second=4)
                 self._live.start()
         for handler in self._handlers:

@@ -43,9 +43,7 @@ def size_of(arch: str, image_size: int) -> Size:
 
     with torch.device("meta"):  # shapes alone: no memory, no arithmetic
         network = trunk(build_backbone(arch)).eval()
-        handles = [
-            module.register_forward_hook(count) for module in network.modules() if isinstance(module, nn.Conv2d)
-        ]
+        handles = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, nn.Conv2d)]
         with torch.no_grad():
             network(torch.empty(1, 3, image_size, image_size))
     for handle in handles:
