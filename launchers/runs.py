@@ -182,8 +182,8 @@ def show(rows: Sequence[Row]) -> None:
     table.add_column("last line", overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(
-            printable(row.run), printable(row.state), _number(row.epoch, 2), _number(row.loss, 4), _number(row.knn_top1, 2),
-            _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
+            printable(row.run), printable(row.state), _number(row.epoch, 2), _number(row.loss, 4),
+            _number(row.knn_top1, 2), _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
         )  # fmt: skip
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # a pipe gets whole lines

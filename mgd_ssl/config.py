@@ -516,9 +516,11 @@ def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = ""
     for name, field in model.model_fields.items():
         if field.annotation is group:
             return f"{prefix}{name}."
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            if found := _key_of_group(field.annotation, group, f"{prefix}{name}."):
-                return found
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+            continue
+        if found := _key_of_group(inner, group, f"{prefix}{name}."):
+            return found
     return ""
 
 

@@ -1,5 +1,6 @@
 """The report: numbers equal to the files they come from, published ones apart, one file that needs nothing else."""
 
+import dataclasses
 import html
 import json
 import os
@@ -11,24 +12,33 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+import torchvision
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import mgd_ssl.report
 from mgd_ssl import cli
 from mgd_ssl.config import PretrainConfig, find_config, load_toml
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import Evaluation
+from mgd_ssl.pack import pack
 from mgd_ssl.pretrain import pretrain
-from mgd_ssl.report import write_report
+from mgd_ssl.printable import cell
+from mgd_ssl.report import figures, write_report
 from mgd_ssl.report.channels import binned
-from mgd_ssl.report.figures import POINTS, thinned
+from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.images import principal_components
 from mgd_ssl.report.runs import read_runs
-from mgd_ssl.report.tables import differing, full_frame, rows
+from mgd_ssl.report.sizes import savings, size_of
+from mgd_ssl.report.tables import Row, differing, full_frame, rows
+from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.weights import read_checkpoint
 from tests.linear_eval.conftest import BASE, write_protocol
 
@@ -324,6 +334,147 @@ def test_the_unguided_recipe_does_not_ask_for_settings_of_the_matching(tmp_path:
     assert set(csv["origin"]) == {"published"}
 
 
+# the verdict
+
+
+def verdict_table(folder: Path, guided: list[float], plain: list[float], **changes: Any) -> list[Row]:
+    """The table of runs with these k-NN accuracies, a seed each."""
+    folders = []
+    for name, config, values in (("mgd", "imagenet_r50_r18_mgd", guided), ("moco", "imagenet_r18_moco", plain)):
+        for seed, value in enumerate(values):
+            run = published_run(folder / f"{name}{seed}", config, images=500, seed=seed, **changes)
+            knn = {"kind": "knn", "step": 9, "top1": value, "top5": value, "random_top1": 5.0, "random_top5": 9.0,
+                   "protocol": "k-NN p"}  # fmt: skip
+            if name == "mgd":
+                knn |= {"teacher_top1": 60.0, "teacher_top5": 80.0}
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(knn) + "\n")
+            (run / "result.json").write_text('{"steps": 9}')
+            folders.append(run)
+    return rows(read_runs(folders))
+
+
+def test_a_verdict_from_one_seed_leaves_chance_open(tmp_path: Path) -> None:
+    [verdict] = verdicts(verdict_table(tmp_path, [29.7], [26.4]))
+    assert verdict.startswith("resnet18 reaches 29.7 % top-1 (k-NN) with MGD (mgd0) and 26.4 % without (moco0): 3.3 ")
+    assert "points more, but one seed on a side cannot tell that from chance: repeat both with other seeds" in verdict
+    assert "a random encoder reaches 5.0 %" in verdict and "the teacher reaches 60.0 %" in verdict
+    [worse] = verdicts(verdict_table(tmp_path / "worse", [20.0], [26.4, 26.6]))
+    assert "6.5 points less, but one seed on a side" in worse
+
+
+@pytest.mark.parametrize(
+    ("guided", "plain", "words"),
+    [
+        ([30.0, 31.0, 32.0], [20.0, 21.0, 22.0], "so more than seeds explain"),
+        ([30.0, 31.0, 32.0], [28.0, 31.0, 31.0], "so seeds alone may explain it"),
+        ([20.0, 21.0, 22.0], [30.0, 31.0, 32.0], "10.0 points less"),
+    ],
+)
+def test_a_verdict_over_seeds_has_welchs_interval(
+    tmp_path: Path, guided: list[float], plain: list[float], words: str
+) -> None:
+    [verdict] = verdicts(verdict_table(tmp_path, guided, plain))
+    interval = scipy.stats.ttest_ind(guided, plain, equal_var=False).confidence_interval(0.95)
+    assert f"95 % interval {interval.low:.1f} to {interval.high:.1f} over 3 and 3 seeds" in verdict
+    assert words in verdict
+
+
+def test_a_verdict_names_what_else_differs(tmp_path: Path, trained: Path) -> None:
+    table = verdict_table(tmp_path, [29.7], [26.4])
+    [verdict] = verdicts(table)
+    assert "too." not in verdict
+    changed = json.loads((tmp_path / "moco0" / "config.json").read_text())
+    changed["config"]["optim"]["lr"] = 0.5
+    (tmp_path / "moco0" / "config.json").write_text(json.dumps(changed))
+    [verdict] = verdicts(rows(read_runs([tmp_path / "mgd0", tmp_path / "moco0"])))
+    assert verdict.endswith("They differ in optim.lr too.")
+    for alone in ([tmp_path / "mgd0"], [tmp_path / "moco0"], [tmp_path / "mgd0", trained / "moco"]):
+        [verdict] = verdicts(rows(read_runs(alone)))
+        assert verdict.startswith("No verdict")
+    (tmp_path / "mgd0" / "result.json").unlink()
+    assert verdicts(rows(read_runs([tmp_path])))[0].startswith("No verdict")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_sizes_are_torchvisions(arch: str) -> None:
+    """Its documented numbers are with the classifier, and in units of 10^9 multiply-adds."""
+    meta = torchvision.models.get_model_weights(arch).DEFAULT.meta
+    size = size_of(arch, 224)
+    width = 512 if arch == "resnet18" else 2048
+    assert size.parameters == meta["num_params"] - 1001 * width
+    assert (size.multiply_adds + 1000 * width) / 1e9 == pytest.approx(meta["_ops"], abs=2e-3)
+
+
+def test_megabytes_are_those_of_the_file(trained: Path) -> None:
+    assert size_of("thin_resnet10", 48).megabytes == pytest.approx(
+        (trained / "mgd" / "encoder.pt").stat().st_size / 1e6, rel=0.03
+    )
+    [smaller] = savings(read_runs([trained / "mgd"]))
+    assert smaller.startswith("thin_resnet10 has ") and smaller.endswith("of its teacher, thin_resnet14.")
+
+
+# pictures
+
+
+def figures_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], object]) -> list[Figure]:
+    """The figures that `draw` makes, laid out and drawn."""
+    found: list[Figure] = []
+
+    def keep(figure: Figure, *words: Any, **options: Any) -> Picture:
+        FigureCanvasAgg(figure).draw()
+        found.append(figure)
+        return Picture("data:", "")
+
+    monkeypatch.setattr(figures, "picture", keep)
+    draw()
+    return found
+
+
+def test_no_legend_is_cut(copied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["short", "W" * 60, "seed=0,mgd.weight=0.0001,data.crop_scale=0.2-1.0,optim.lr=0.03", *"abcdefgh"]
+    runs = read_runs([copied("mgd", name, seed=i) for i, name in enumerate(names)])
+    drawn = figures_of(monkeypatch, lambda: (figures.curves(runs), figures.matching_pictures(runs[0])))
+    assert len(drawn) > 8
+    for figure in drawn:
+        [legend] = figure.legends
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+        axes = figure.axes[0].get_window_extent()
+        assert box.y1 < axes.y0 and axes.height > 120  # it takes no room from the curves
+    assert [line.get_text() for line in drawn[-1].legends[0].get_texts()] == [f"stage {i}" for i in (1, 2, 3, 4)]
+
+
+def test_axes_fit_what_is_drawn(copied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = read_runs([copied("moco", "run")])
+    knn = runs[0].rows("knn")
+    for i, row in enumerate(knn):
+        row |= {"top1": 30.0 + i, "random_top1": 28.0}
+    [figure] = figures_of(monkeypatch, lambda: figures.knn_picture(runs, knn[0]["protocol"]))
+    low, high = figure.axes[0].get_ylim()
+    assert 25 < low < 28 and 30 + len(knn) - 1 < high < 40
+    for extreme in (0.0, 100.0):
+        knn[0]["top1"] = extreme
+        [figure] = figures_of(monkeypatch, lambda: figures.knn_picture(runs, knn[0]["protocol"]))
+        low, high = figure.axes[0].get_ylim()
+        assert 0 <= low <= extreme <= high <= 100
+
+
+def test_a_single_point_stands_on_the_axis_of_the_others(copied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    [run] = read_runs([copied("mgd", "run")])
+    protocol = run.rows("knn")[0]["protocol"]
+    single = dataclasses.replace(run, metrics=[row for row in run.metrics if row["kind"] == "train"]
+                                 + run.rows("knn")[:1] + run.rows("matching")[:1])  # fmt: skip
+    knn, matching = figures_of(
+        monkeypatch, lambda: (figures.knn_picture([single], protocol), figures.matching_pictures(single))
+    )
+    low, high = knn.axes[0].get_xlim()
+    assert low <= 0 and high == pytest.approx(2, abs=0.1)  # epochs
+    assert [text.get_text() for text in knn.axes[0].texts] == [f"{run.rows('knn')[0]['top1']:.1f}"]
+    bars = [cast(Rectangle, bar).get_height() for bar in matching.axes[0].patches]
+    assert bars == [run.rows("matching")[0][f"stage{stage}_cost_after"] for stage in (1, 2, 3, 4)]
+
+
 # the page
 
 
@@ -403,6 +554,27 @@ def test_runs_without_any_accuracy_or_finite_loss(copied: Make, tmp_path: Path) 
     assert "hold neither k-NN rows" in page
 
 
+def test_the_table_holds_no_formulas(copied: Make, tmp_path: Path) -> None:
+    names = ["=HYPERLINK(A1)", "+1+1", "-2+3", "@SUM(1)", "-0.5", "a-b"]
+    page, csv = report([copied("moco", name, optim__lr=0.01 * (i + 1)) for i, name in enumerate(names)], tmp_path)
+    assert [name for name in csv["runs"] if name in names] == ["-0.5", "a-b"]
+    assert set(csv[csv["method"] == "MoCo v2"]["runs"]) == {*(f"'{name}" for name in names[:4]), *names[4:]}
+    assert csv["top1"].dtype == float
+    for value in (-0.5, 3, None, "-0.5", "+1e-3", "-", ""):
+        assert cell(value) is value
+    assert (cell("\tx"), cell(" =x"), cell("\r1")) == ("'\tx", "' =x", "'\r1")
+    assert "&#39;=" not in page and "'=HYPERLINK" not in page
+
+
+def test_names_do_not_act_on_a_terminal(copied: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copied("moco", "a\x1b[2Jb")
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "c\x1b[31m.html")]) == 0
+    assert cli.main(["runs", str(run)]) == 0
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err and r"a\x1b[2Jb" in told.out
+    assert "\x1b" not in next(tmp_path.glob("c*.md")).read_text()
+
+
 def test_runs_of_one_name_are_told_apart(trained: Path, copied: Make, tmp_path: Path) -> None:
     csv = table([trained / "mgd", copied("mgd", "mgd", seed=1), trained / "mgd"])
     assert csv[csv["method"] == "MoCo v2 + MGD"]["runs"].item() == f"{trained.name}/mgd, {tmp_path.name}/mgd"
@@ -421,13 +593,41 @@ def test_only_settings_that_differ_are_listed() -> None:
     [
         (lambda folder, _: folder / "nowhere", "is not a folder"),
         (lambda folder, _: folder, "holds no run"),
-        (lambda folder, trained: trained, "pass the runs below it, .*mgd"),
     ],
 )
 def test_no_run(trained: Path, tmp_path: Path, make: Callable[[Path, Path], Path], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_report([trained / "moco", make(tmp_path, trained)], tmp_path / "out" / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_runs_are_taken_as_by_the_runs_command(
+    trained: Path, copied: Make, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `pack` and `linear` leave beside them is no run, and one that has not begun is left out."""
+    folder = tmp_path / "all"
+    folder.mkdir()
+    for name in ("moco", "mgd"):
+        shutil.copytree(trained / name, folder / name)
+    pack(images=image_folder / "val", out=folder / "packed", workers=0)
+    (folder / "linear_moco_seed0").mkdir()
+    (folder / "linear_moco_seed0" / "config.json").write_text('{"config": {"protocol": {}, "seed": 0}}')
+    (folder / "notes.txt").touch()
+    assert [run.name for run in read_runs([folder])] == ["mgd", "moco"]
+    assert [run.name for run in read_runs([folder / "moco", folder])] == ["moco", "mgd"]
+    capsys.readouterr()
+    assert cli.main(["runs", str(folder), "--json-lines"]) == 0
+    assert [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines()] == ["mgd", "moco"]
+
+    shutil.copytree(trained / "moco", folder / "begun")
+    (folder / "begun" / "metrics.jsonl").unlink()
+    told: list[str] = []
+    assert [run.name for run in read_runs([folder], told.append)] == ["mgd", "moco"]
+    assert told == [f"{folder / 'begun'} holds a run without any measurement yet: it is left out"]
+    with pytest.raises(UserError, match=r"begun holds a run without any measurement yet: wait"):
+        read_runs([folder / "begun", folder])
+    with pytest.raises(UserError, match=r"packed holds no run"):
+        read_runs([folder / "packed"])
 
 
 def damage(folder: Path, file: str, content: str) -> Path:
@@ -444,6 +644,8 @@ def damage(folder: Path, file: str, content: str) -> Path:
         ("config.json", "{", "config.json is damaged"),
         ("config.json", "[]", "config.json is damaged"),
         ("evaluation_linear_x.json", "{}", "evaluation_linear_x.json is no evaluation"),
+        ("result.json", "", "result.json is damaged"),
+        ("result.json", "{}", "result.json is damaged or no run's: remove it, the same command writes it anew"),
     ],
 )
 def test_damaged_runs(copied: Make, tmp_path: Path, file: str, content: str, message: str) -> None:

@@ -21,6 +21,7 @@ from mgd_ssl.report.runs import Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
+GREYS = ("#333333", "#8a8a8a", "#b5b5b5")  # of teachers and random encoders, one a network
 LINES = ("-", "--", "-.", ":")
 HANDLE, COLUMN_GAP = 2.8, 1.6  # of a legend: width of line and gap before a name, and between columns, in font sizes
 MAX_COLUMNS = 4
@@ -225,8 +226,9 @@ def draw_knn(runs: Sequence[Run], protocol: str, axes: Axes) -> None:
             if len(rows) == 1:  # no line leads the eye to it
                 axes.annotate(f"{top1[0]:.1f}", (x[0], top1[0]), (5, 4), textcoords="offset points", fontsize=8)
     for key, name, line in (("teacher_top1", "teacher", "--"), ("random_top1", "random", ":")):
-        for model, value in reference_lines(runs, protocol, key):
-            axes.axhline(value, color="#555555", linestyle=line, linewidth=1.1, label=label(f"{name} {model}"))
+        for i, (model, value) in enumerate(reference_lines(runs, protocol, key)):
+            grey = GREYS[i % len(GREYS)]
+            axes.axhline(value, color=grey, linestyle=line, linewidth=1.3, label=label(f"{name} {model}"))
             shown.append(value)
     axes.set(xlabel="epochs", ylabel="k-NN top-1 (%)", xlim=epoch_limits(last_epoch(runs)), ylim=percent_limits(shown))
 
@@ -279,7 +281,7 @@ def draw_only_matching(row: dict[str, Any], axes: Axes) -> None:
     """Mean cost of a matched pair by stage, where there is nothing to draw over epochs yet."""
     numbers = stages([row])
     bars = axes.bar(
-        [str(n) for n in numbers], [row[f"stage{n}_cost_after"] for n in numbers], color=COLOURS[0], width=0.5
+        [str(n) for n in numbers], [number(row, f"stage{n}_cost_after") for n in numbers], color=COLOURS[0], width=0.5
     )
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set(xlabel="stage", ylabel="mean cost of a matched pair")
@@ -290,7 +292,7 @@ def moved_picture(run: Run, rows: Sequence[dict[str, Any]]) -> Picture:
     with drawn() as figure:
         axes = figure.subplots()
         for i, stage in enumerate(stages(rows)):
-            y = [100 * row[f"stage{stage}_changed"] for row in rows]
+            y = [100 * number(row, f"stage{stage}_changed") for row in rows]
             axes.plot([row["epoch"] for row in rows], y, marker="o", markersize=4, label=f"stage {stage}", **look(i))
         axes.set(xlabel="epochs", ylabel="channels reassigned (%)", title="Share of channels reassigned")
         axes.set(xlim=epoch_limits(last_epoch([run])))
@@ -310,12 +312,18 @@ def draw_matching(run: Run, axes: Axes) -> None:
     for i, stage in enumerate(stages(rows)):
         epochs = [row["epoch"] for row in rows]
         colour = look(i)["color"]
-        after = [row[f"stage{stage}_cost_after"] for row in rows]
-        before = [row[f"stage{stage}_cost_before"] for row in rows]
+        after = [number(row, f"stage{stage}_cost_after") for row in rows]
+        before = [number(row, f"stage{stage}_cost_before") for row in rows]
         axes.plot(epochs, after, marker="o", markersize=4, color=colour, label=f"stage {stage}")
-        axes.plot(epochs, [math.nan if v is None else v for v in before], "x", markersize=5, color=colour)
+        axes.plot(epochs, before, "x", markersize=5, color=colour)
     axes.set(xlabel="epochs", ylabel="mean cost of a matched pair", xlim=epoch_limits(last_epoch([run])))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def number(row: dict[str, Any], key: str) -> float:
+    """A number of a row, not a number where the row has none."""
+    value = row.get(key)
+    return math.nan if value is None else value
 
 
 def stages(rows: Sequence[dict[str, Any]]) -> list[int]:

@@ -193,7 +193,7 @@ def embedding_figure(name: str, features: Features, class_names: Sequence[str]) 
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
             axes.scatter(of_class[:, 0], of_class[:, 1], s=13, alpha=0.75, color=colour, marker=marker, linewidths=0,
                          label=label(class_names[index], 18))  # fmt: skip
-        axes.set(xlabel=f"first component ({shares[0]:.0%} of variance)", title=label(name))
+        axes.set(xlabel=f"first component ({shares[0]:.0%} of variance)", title=label(name, 34))
         axes.set_ylabel(f"second component ({shares[1]:.0%} of variance)")
         axes.grid(False)
         legend(figure, axes, markerscale=1.6)

@@ -200,35 +200,28 @@ def read_run(folder: Path, name: str) -> Run:
 def problems(saved: dict[str, Any]) -> Iterable[str]:
     """What the report needs of a config.json and does not find, in words."""
 
-    def wrong(key: str, kind: type | tuple[type, ...], least: float = -np.inf) -> bool:
+    def at(key: str) -> Any:
         value: Any = saved
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not least <= value < 2**63)
+        return value
 
     for key in ("config", "data", "environment", "config.data", "config.mgd", "config.optim"):
-        if wrong(key, dict):
+        if not isinstance(at(key), dict):
             yield f"{key} is missing or no table"
-    for key, least in (
-        ("config.seed", 0),
-        ("config.optim.epochs", 1),
-        ("config.optim.batch_size", 1),
-        ("data.num_images", 1),
-    ):
-        if wrong(key, int, least):
+    counts = ("config.optim.epochs", "config.optim.batch_size", "data.num_images")
+    for key, least in (("config.seed", 0), *((key, 1) for key in counts)):
+        if type(at(key)) is not int or not least <= at(key) < 2**63:  # a bool is an int too
             yield f"{key} is missing or no number from {least} on"
-    if wrong("config.mgd.weight", (int, float)):
+            return
+    if at("data.num_images") < at("config.optim.batch_size"):
+        yield "data.num_images is less than config.optim.batch_size"
+    if type(at("config.mgd.weight")) not in (int, float) or not abs(at("config.mgd.weight")) < 1e300:
         yield "config.mgd.weight is missing or no number"
-    for key in ("config.student", "data.fingerprint"):
-        if wrong(key, str):
+    teacher = () if saved.get("teacher", "") is None else ("teacher.arch", "teacher.sha256")
+    for key in ("config.student", "data.fingerprint", *teacher):
+        if not isinstance(at(key), str):
             yield f"{key} is missing or no text"
-    if "teacher" not in saved or (
-        saved["teacher"] is not None and (wrong("teacher.arch", str) or wrong("teacher.sha256", str))
-    ):
-        yield "teacher is missing, or has no arch and sha256"
-    if not wrong("data.num_images", int) and not wrong("config.optim.batch_size", int, 1):
-        if saved["data"]["num_images"] < saved["config"]["optim"]["batch_size"]:
-            yield "data.num_images is less than config.optim.batch_size"
 
 
 def is_finished(folder: Path) -> bool:
@@ -291,15 +284,17 @@ def checked_row(row: dict[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError: when it has not.
     """
-    for key in ("kind", "step", *REQUIRED.get(row["kind"], ())):
+    known = REQUIRED.get(row["kind"])
+    for key in ("kind", "step", *(known or ())):
         if row[key] is None:
             raise TypeError(key)
-    for key, value in row.items() if row["kind"] in REQUIRED else [("step", row["step"])]:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+    for key, value in row.items() if known else [("step", row["step"])]:
         if key in WORDS:
-            number = isinstance(value, str)
-        if not number and value is not None:  # a cost before the first matching update is none
-            raise TypeError(key)
-        if isinstance(value, int) and abs(value) > 2**63:
+            right = isinstance(value, str)
+        elif value is None:
+            right = row["kind"] == "matching"  # before the first update there are no costs
+        else:
+            right = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        if not right:
             raise TypeError(key)
     return row

@@ -11,6 +11,7 @@ from mgd_ssl.report.runs import Run
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 
 MAX_VERDICTS = 4
+SHOWN = 48  # characters of runs' names
 LEVEL = 0.95  # of the interval of a difference
 METHOD = ("mgd", "teacher", "teacher_arch", "seed")  # settings in which the two sides of a comparison may differ
 NOTHING = (
@@ -54,8 +55,8 @@ def sentence(guided: Row, plain: Row, table: Sequence[Row]) -> str:
     found = difference(guided.top1, len(guided.runs), plain.top1, len(plain.runs))
     how = KIND_NAMES.get(guided.kind, guided.kind)
     words = (
-        f"{guided.model} reaches {guided.top1.mean:.1f} % top-1 ({how}) with MGD ({guided.run_names}) and "
-        f"{plain.top1.mean:.1f} % without ({plain.run_names}): {abs(found.points):.1f} points "
+        f"{guided.model} reaches {guided.top1.mean:.1f} % top-1 ({how}) with MGD ({named(guided)}) and "
+        f"{plain.top1.mean:.1f} % without ({named(plain)}): {abs(found.points):.1f} points "
         f"{'more' if found.points >= 0 else 'less'}"
     )
     if math.isfinite(found.low):
@@ -66,11 +67,18 @@ def sentence(guided: Row, plain: Row, table: Sequence[Row]) -> str:
         ).replace("%", " %")
     else:
         words += ", but one seed on a side cannot tell that from chance: repeat both with other seeds"
-    lines = [f"{row.method} {row.top1.mean:.1f}" for row in lines_of(guided, table) if row.top1 is not None]
-    words += f" ({', '.join(lines)})" if lines else ""
+    for who, reached in lines_of(guided, table):
+        words += f"; {who} reaches {reached:.1f} %"
     if others := other_settings(guided.runs[0], plain.runs[0]):
         words += f". They differ in {', '.join(others)} too"
     return f"{words}."
+
+
+def named(row: Row) -> str:
+    """The runs behind a row, by number where their names would hide the sentence."""
+    if len(row.run_names) <= SHOWN:
+        return row.run_names
+    return f"{len(row.runs)} runs" if len(row.runs) > 1 else f"{row.run_names[: SHOWN - 1]}…"
 
 
 def difference(guided: Mean, guided_runs: int, plain: Mean, plain_runs: int) -> Difference:
@@ -87,17 +95,22 @@ def difference(guided: Mean, guided_runs: int, plain: Mean, plain_runs: int) -> 
     return Difference(points, points - half, points + half)
 
 
-def lines_of(guided: Row, table: Sequence[Row]) -> list[Row]:
-    """The random encoder and the teacher under the same protocol, on the same images."""
+def lines_of(guided: Row, table: Sequence[Row]) -> list[tuple[str, float]]:
+    """A random encoder's and the teacher's top-1 under the same protocol, on the same images."""
     run = guided.runs[0]
-    teacher = run.teacher["arch"] if run.teacher else ""
-    wanted = {"random": guided.model, "teacher": teacher}
-    return [
-        row
-        for row in table
-        if row.protocol == guided.protocol and row.kind == guided.kind and wanted.get(row.method) == row.model
-        and data_key(row.runs[0]) == data_key(run)
-    ]  # fmt: skip
+    teacher = run.teacher or {"arch": "", "sha256": ""}
+    found = {}
+    for row in table:
+        if row.top1 is None or (row.kind, row.protocol) != (guided.kind, guided.protocol):
+            continue
+        if data_key(row.runs[0]) != data_key(run):
+            continue
+        if row.method == "random" and row.model == guided.model:
+            found["a random encoder"] = row.top1.mean
+        file = row.method == "teacher" and row.model == teacher["arch"]
+        if file or (row.state == "finished" and any(one.encoder_hash == teacher["sha256"] for one in row.runs)):
+            found["the teacher"] = row.top1.mean
+    return list(found.items())
 
 
 def other_settings(guided: Run, plain: Run) -> list[str]:
