@@ -22,10 +22,12 @@ AUGMENT = ("tests/test_augment.py",)
 BACKENDS = ("tests/test_backends.py",)
 BUILDER = ("tests/test_builder.py",)
 DATA = ("tests/test_data.py",)
+ENCODERS = ("tests/test_encoders.py",)
 FEATURES = ("tests/test_features.py",)
 HEADS = ("tests/linear_eval/test_heads.py",)
 KNN = ("tests/test_knn.py",)
 METER = ("tests/test_meter.py",)
+METHOD = ("tests/test_method.py",)
 PROBE = ("tests/linear_eval/test_probe.py",)
 PROTOCOLS = ("tests/linear_eval/test_protocols.py",)
 RANKS = ("tests/test_distributed.py", "-k", "not torchrun")
@@ -85,7 +87,7 @@ DISTILLATION = [
     Fault("loss not divided by the batch", "return total / student_maps[0].shape[0]", "return total", ALGORITHM),
     Fault("student's norm left out", "norm(student_map.float())", "student_map.float()", ALGORITHM),
     Fault("stage weights the wrong way round", "0.5 ** (num_stages - 1 - i)", "0.5**i", ALGORITHM),
-    Fault("loss in half precision", "torch.autocast(total.device.type, enabled=False)", "torch.autocast(total.device.type, enabled=False), torch.autocast('cpu', dtype=torch.bfloat16)", ALGORITHM),
+    Fault("targets in half precision", "target.map.float()", "target.map.bfloat16().float()", ALGORITHM),
     Fault("new assignment thrown away", "assignment.copy_(new)", "pass", ALGORITHM),
     Fault("share of changed channels upside down", "1 - stays.double().mean().item()", "stays.double().mean().item()", ALGORITHM),
     Fault("sparse matching takes whole groups", 'return 1 if reducer == "sparse" else', "return", ALGORITHM),
@@ -112,11 +114,11 @@ DISTILLATION = [
     Fault("statistics of BatchNorm not shared", "share_norm_statistics(method.moco.encoder_q)", "pass", RANKS, "update_matching"),
     Fault("margins never measured", 'measure_margins=mgd.margin == "measured"', "measure_margins=False", SETTINGS),
     Fault("weight of the distillation unused", "self.weight * distillation", "distillation", SETTINGS),
-    Fault("accuracy of the first negative", "logits[:, 0]", "logits[:, 1]", REPLAY, "DistilledMoCo.forward"),
+    Fault("accuracy of the first negative", "logits[:, 0]", "logits[:, 1]", METHOD, "DistilledMoCo.forward"),
     Fault("losses under each other's name", "contrastive.detach(), distillation.detach()", "distillation.detach(), contrastive.detach()", REPLAY),
     Fault("tapped ReLUs in place", "modules[name].inplace = False", "pass", TAPS),
     Fault("ReLUs read at their first call", "if self._maps is not None:", "if self._maps is not None and self._maps[position] is None:", TAPS),
-    Fault("margins of an inner BatchNorm", '"bn3" if isinstance(block, Bottleneck) else "bn2"', '"bn2"', ("tests/test_teacher.py", *TAPS)),
+    Fault("margins of an inner BatchNorm", '"bn3" if isinstance(block, Bottleneck) else "bn2"', '"bn2"', ENCODERS),
     Fault("folded teacher forgets its margins", "self._margins = self.margins()", "pass", TEACHER),
     Fault("teacher trains along", "super().train(False)", "super().train(mode)", TEACHER, "Teacher.train"),
     Fault("weights of the key encoder", 'prefix.endswith("encoder_q.")', 'prefix.endswith("encoder_k.")', WEIGHTS),
