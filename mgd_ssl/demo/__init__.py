@@ -14,7 +14,6 @@ from rich.table import Table
 from mgd_ssl.config import Settings, parse
 from mgd_ssl.demo.images import SPLITS, TEXTURES, make_image_set
 from mgd_ssl.demo.results import draw, summarised, write_tables
-from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.pretrain import pretrain
 from mgd_ssl.printable import printable
