@@ -16,10 +16,11 @@ import numpy as np
 from linear_eval.checksum import ACCOUNT, Account, checked
 from linear_eval.frozen import FrozenBackbone
 from mgd_ssl.data import CROP_VERSION
+from mgd_ssl.decode import DECODER_VERSION
 from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.features import Features, extract_features
 from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
-from mgd_ssl.images import DECODER_VERSION, Images, Unreadable
+from mgd_ssl.images import Images, Unreadable
 from mgd_ssl.log import logger
 from mgd_ssl.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size

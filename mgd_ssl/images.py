@@ -15,7 +15,6 @@ from PIL import Image
 from mgd_ssl.decode import USUAL, Decoding, decode
 from mgd_ssl.errors import UserError
 
-DECODER_VERSION = 1  # to be raised when the pixels of any file change; caches of features hold it
 EXTENSIONS = frozenset(
     [
         ".jpg",
