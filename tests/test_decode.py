@@ -345,6 +345,8 @@ def test_evaluations_do_not_see_what_is_hidden(alike: tuple[Path, Path], tmp_pat
         black, _ = evaluate(KNNEvaluationConfig(**settings, k=(1,), background="black"))
         assert black[0].details["background"] == "black" and "transparency on black" in black[0].protocol
         assert "transparency" not in found[0].protocol
+        with pytest.raises(UserError, match=r"evaluation of something else \(background: white -> #000001\)"):
+            linear(**settings, protocol=str(short_protocol(tmp_path)), background="#000001")
     assert numbers[0] == numbers[1]
 
 
@@ -499,9 +501,11 @@ def test_nothing_of_pillows_reaches_the_screen(clear: Callable[[str], Path], tmp
 
 
 def test_the_count_is_told_by_knn(alike: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    encoder = pretrain(**tiny(alike[0], tmp_path / "run", optim={"epochs": 1})).encoder
-    capsys.readouterr()
-    runtime = {"device": "cpu", "threads": 1}
-    evaluate(KNNEvaluationConfig(checkpoint=encoder, data=alike[0], image_size=32, k=(1,), workers=0, runtime=runtime))
-    told = [line for line in capsys.readouterr().err.splitlines() if "have transparent parts" in line]
-    assert [counts(line) for line in told] == [(36, 36), (8, 8)]
+    run = pretrain(**tiny(alike[0], tmp_path / "run", optim={"epochs": 1}, data={"background": "#00ff00"})).out
+    for background, told in ((None, "#00ff00"), ("black", "black")):  # that of the run, or another one
+        capsys.readouterr()
+        settings = {"checkpoint": run, "data": alike[0], "k": (1,), "workers": 0, "background": background}
+        evaluate(KNNEvaluationConfig(**settings, runtime={"device": "cpu", "threads": 1}))
+        lines = [line for line in capsys.readouterr().err.splitlines() if "have transparent parts" in line]
+        assert [counts(line) for line in lines] == [(36, 36), (8, 8)]
+        assert all(f"composited on {told} (" in line for line in lines)
