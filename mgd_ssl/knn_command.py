@@ -40,7 +40,7 @@ from mgd_ssl.knn import Accuracy, few_labels, knn_accuracies, protocol
 from mgd_ssl.log import progress_bar
 from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
-from mgd_ssl.skipped import TOLD, composited, counts_of, over_ranks
+from mgd_ssl.skipped import TOLD, added, composited, over_ranks
 from mgd_ssl.weights import LoadReport, load_backbone
 from moco.dist import rank, sum_over_ranks, world_size
 
@@ -250,11 +250,11 @@ def features(
         UserError: when too many images are unreadable.
     """
     noted: dict[str, str] = {}
-    counts = torch.zeros(2, dtype=torch.int64)  # images composited, images decoded
+    counts = [0, 0]  # images composited, images decoded
 
     def note(files: Sequence[Unreadable]) -> None:
         noted.update(files)
-        counts.add_(counts_of(files))
+        counts[:] = added(counts, files)
 
     with ExitStack() as stack:
         advance = progress_bar(stack, f"features of {name} images", -(-len(labelled.images) // world_size()))
@@ -264,7 +264,7 @@ def features(
             report=note, progress=advance,
         )  # fmt: skip
     unreadable |= over_ranks(noted)
-    if line := composited(labelled.images, sum_over_ranks(counts)):
+    if line := composited(labelled.images, sum_over_ranks(torch.tensor(counts)).tolist()):
         _tell(line)
     share = len(unreadable) / len(labelled.images)
     root, first = labelled.images.root, ", ".join(list(unreadable)[:TOLD])

@@ -253,12 +253,11 @@ class Packer:
                 replace(index, shards=undated).save(self.out / INDEX_NAME)
 
     def _is_done(self, number: int) -> bool:
-        """Whether a shard is there with whole parts, which account for all of its images."""
+        """Whether a shard is there with whole parts."""
         try:
-            index, skipped = ShardIndex.load(self._part(number, "index")), self._skipped(number)
-            [shard] = index.shards
-            whole = len(index) + len(skipped) == len(self._indices(number))
-            return whole and self._shard(number).stat().st_size == shard.size
+            self._skipped(number)
+            [shard] = ShardIndex.load(self._part(number, "index")).shards
+            return self._shard(number).stat().st_size == shard.size
         except INDEX_ERRORS:
             return False
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.files import Appended, write_whole, writing
@@ -33,7 +32,7 @@ class SkippedFiles:
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.known: set[str] = set()
         self.fresh: dict[str, str] = {}  # seen by this rank since the ranks last compared notes
-        self.counts = torch.zeros(2, dtype=torch.int64)  # by this rank: images composited, images decoded
+        self.counts = [0, 0]  # by this rank: images composited, images decoded
         self.told_composited = False
         if path.exists():
             self.known = self._read()
@@ -46,7 +45,7 @@ class SkippedFiles:
 
     def note(self, unreadable: Sequence[Unreadable]) -> None:
         """Remember files seen by this rank."""
-        self.counts += counts_of(unreadable)
+        self.counts = added(self.counts, unreadable)
         self.fresh |= {name: why for name, why in unreadable if name not in self.known}
 
     def share(self) -> None:
@@ -56,7 +55,7 @@ class SkippedFiles:
             TrainingError: on all ranks, when the share of unreadable images is too large, or the account cannot be
                 written.
         """
-        fresh, *counts = sum_over_ranks(torch.tensor([len(self.fresh), *self.counts.tolist()])).tolist()
+        fresh, *counts = sum_over_ranks(torch.tensor([len(self.fresh), *self.counts])).tolist()
         if not self.told_composited and (line := composited(self.images, counts)):
             self.told_composited = True
             if rank() == 0:
@@ -125,15 +124,16 @@ def _entry(line: bytes) -> dict[str, str] | None:
     return entry if whole and entry.keys() in ({"file", "why"}, {"file", "ignored"}) else None
 
 
-def counts_of(files: Sequence[Unreadable]) -> Tensor:
-    """How many images were composited, and decoded, while these files were noted: [2]."""
-    return torch.tensor([files.composited, files.decoded] if isinstance(files, Noted) else [0, 0])
+def added(counts: Sequence[int], files: Sequence[Unreadable]) -> list[int]:
+    """Numbers of images composited, and decoded, and with them those while these files were noted."""
+    more = (files.composited, files.decoded) if isinstance(files, Noted) else (0, 0)
+    return [counts[0] + more[0], counts[1] + more[1]]
 
 
-def composited(images: Images, counts: Sequence[int] | Tensor) -> str:
+def composited(images: Images, counts: Sequence[int]) -> str:
     """One line that tells how many images (the first count) of those decoded (the second) have transparent parts, and
     what was done with them; empty when there is none."""
-    some, of = (int(count) for count in counts)
+    some, of = counts
     if some == 0:
         return ""
     return (

@@ -231,7 +231,7 @@ def test_differences_name_only_what_must_not_change() -> None:
 
 def test_keys_that_only_one_side_has_are_differences() -> None:
     assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == ["a.b: 1 -> None", "a.c: not yet a setting -> 2"]
-    assert differences({"out": "x"}, {"out": "y", "outer": 1}) == ["outer: None -> 1"]
+    assert differences({"out": "x"}, {"out": "y", "outer": 1}) == ["outer: not yet a setting -> 1"]
 
 
 def test_what_is_free_to_change_exists() -> None:

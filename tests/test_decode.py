@@ -29,7 +29,7 @@ from mgd_ssl.pack import pack
 from mgd_ssl.report.images import Folders
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.sources import open_images
-from tests.runs import assert_same_end, ended, start, tiny
+from tests.runs import assert_same_end, ended, free_port, start, tiny
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -345,6 +345,8 @@ def test_evaluations_do_not_see_what_is_hidden(alike: tuple[Path, Path], tmp_pat
         black, _ = evaluate(KNNEvaluationConfig(**settings, k=(1,), background="black"))
         assert black[0].details["background"] == "black" and "transparency on black" in black[0].protocol
         assert "transparency" not in found[0].protocol
+        with pytest.raises(UserError, match=r"evaluation of something else \(background: white -> #000001\)"):
+            linear(**settings, protocol=str(short_protocol(tmp_path)), background="#000001")
     assert numbers[0] == numbers[1]
 
 
@@ -437,6 +439,36 @@ def test_composited_images_are_told_once_with_their_count(
     assert f"images read from {root / 'train'} have transparent parts: they are composited on white" in told
 
 
+def test_training_and_its_knn_are_on_the_background_that_is_set(alike: tuple[Path, Path], tmp_path: Path) -> None:
+    root = alike[0]
+    knn = {"train": root / "train", "val": root / "val", "every_epochs": 3, "k": 3}
+    data = {"background": "#102030", "max_pixels": 40 * 36}
+    pretrain(**tiny(root, tmp_path / "run", data=data, optim={"epochs": 1}, knn=knn))
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    told = [line for line in lines if "transparent parts" in line]
+    assert [line.endswith("composited on #102030 (the setting background)") for line in told] == [True] * 3
+    assert sorted(counts(line) for line in told) == [(8, 8), (32, 32), (36, 36)]
+    [protocol] = [line for line in lines if "voting" in line or "classified" in line]
+    assert protocol.endswith(", transparency on #102030")
+    with pytest.raises(UserError, match=r"50 images tried in a row are unreadable.*it has 40 x 36 pixels"):
+        pretrain(**tiny(root, tmp_path / "none", data={"max_pixels": 40 * 36 - 1}))
+
+
+def test_the_count_is_that_of_all_processes(clear: Callable[[str], Path], tmp_path: Path) -> None:
+    root, port = clear("red"), str(free_port())
+    group = [
+        start(tiny(root, tmp_path / "run", optim={"epochs": 1}), tmp_path / f"stderr{rank}", env={
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        })
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [ended(process) for process in group] == [0, 0]
+    told = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "transparent" in line]
+    assert [counts(line) for line in told] == [(32, 32)]
+    assert "transparent" not in (tmp_path / "stderr1").read_text()
+
+
 def counts(line: str) -> tuple[int, int]:
     """`... 3 of the first 16 images ...`."""
     before, after = line.split(" of the first ")
@@ -449,7 +481,7 @@ def test_opaque_images_are_not_told_of(image_folder: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, logger="mgd_ssl"):
         account.note(CentreCrops(images, 16, seed=0).__getitems__(range(12)).unreadable)
         account.share()
-    assert not caplog.records and account.counts.tolist() == [0, 12]
+    assert not caplog.records and account.counts == [0, 12]
 
 
 def test_nothing_of_pillows_reaches_the_screen(clear: Callable[[str], Path], tmp_path: Path) -> None:
@@ -469,9 +501,11 @@ def test_nothing_of_pillows_reaches_the_screen(clear: Callable[[str], Path], tmp
 
 
 def test_the_count_is_told_by_knn(alike: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    encoder = pretrain(**tiny(alike[0], tmp_path / "run", optim={"epochs": 1})).encoder
-    capsys.readouterr()
-    runtime = {"device": "cpu", "threads": 1}
-    evaluate(KNNEvaluationConfig(checkpoint=encoder, data=alike[0], image_size=32, k=(1,), workers=0, runtime=runtime))
-    told = [line for line in capsys.readouterr().err.splitlines() if "have transparent parts" in line]
-    assert [counts(line) for line in told] == [(36, 36), (8, 8)]
+    run = pretrain(**tiny(alike[0], tmp_path / "run", optim={"epochs": 1}, data={"background": "#00ff00"})).out
+    for background, told in ((None, "#00ff00"), ("black", "black")):  # that of the run, or another one
+        capsys.readouterr()
+        settings = {"checkpoint": run, "data": alike[0], "k": (1,), "workers": 0, "background": background}
+        evaluate(KNNEvaluationConfig(**settings, runtime={"device": "cpu", "threads": 1}))
+        lines = [line for line in capsys.readouterr().err.splitlines() if "have transparent parts" in line]
+        assert [counts(line) for line in lines] == [(36, 36), (8, 8)]
+        assert all(f"composited on {told} (" in line for line in lines)
