@@ -139,7 +139,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
     Raises:
         UserError: when a setting, a file or a folder is at fault.
         TrainingError: when it had to stop; its checkpoints stay.
-        Interrupted: after SIGTERM, SIGINT or SIGUSR2, when the state is saved.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
     config = config or LinearConfig(**settings)

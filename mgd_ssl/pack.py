@@ -98,7 +98,7 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
     Raises:
         UserError: when a setting, a file or a folder is at fault; nothing was written.
         TrainingError: when it had to stop; finished shards stay.
-        Interrupted: after SIGTERM, SIGINT or SIGUSR2; finished shards stay.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP; finished shards stay.
         ValueError: for unknown settings or values out of range.
     """
     config = config or PackConfig(**settings)

@@ -110,7 +110,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     Raises:
         UserError: when a setting, a file or a folder is at fault; nothing was trained.
         TrainingError: when training had to stop; its checkpoints stay.
-        Interrupted: after SIGTERM, SIGINT or SIGUSR2, when the state is saved.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,20 @@ def wait_for(condition: Callable[[], bool], process: ForkServerProcess | None = 
         assert process is None or process.is_alive(), "the process ended early"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def children(pid: int | None) -> list[int]:
+    """Pids of the processes a process has started."""
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+def gone(pids: Sequence[int]) -> bool:
+    """Whether none of these processes runs any more; one that is dead may wait to be collected."""
+    for pid in pids:
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+            return False
+    return True
 
 
 def free_port() -> int:

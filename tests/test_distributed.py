@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
+from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.data import CentreCrops, PretrainBatch
 from mgd_ssl.encoders import build_backbone, build_encoder
 from mgd_ssl.engine import Trainer
+from mgd_ssl.errors import RankZeroError
 from mgd_ssl.images import ImageList
 from mgd_ssl.method import Losses
 from mgd_ssl.rematch import update_matching
@@ -476,6 +479,60 @@ def test_one_process_continues_a_run_of_two(
     pretrain(**settings_of_pair(image_folder, tmp_path / "run", teacher_file))
     assert checkpoint(tmp_path / "run", 9)["step"] == 9
     assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == [2, 4, 6, 8, 9]
+
+
+# a rank that fails
+
+
+def fail_on_rank_zero() -> str:
+    """What a rank is told of an error of rank 0 that nobody expected."""
+    dist.init_process_group("gloo")
+    try:
+        on_rank_zero(lambda: dict[str, str]()["missing"])
+    except (KeyError, RankZeroError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        dist.destroy_process_group()
+    return ""
+
+
+def test_an_unexpected_error_of_rank_zero_reaches_all(tmp_path: Path) -> None:
+    told = on_ranks(2, tmp_path / "ranks", fail_on_rank_zero)
+    assert told == ["KeyError: 'missing'", "RankZeroError: rank 0 failed: KeyError: 'missing'"]
+
+
+def run_that_fails(settings: dict[str, Any], failing: int, where: str) -> tuple[str, float]:
+    """The error a rank ends with when one of them fails in its fifth step, or rank 0 when it saves; and when."""
+    train_step, save = Trainer.train_step, Checkpoints.save
+
+    def step(self: Trainer, batch: PretrainBatch) -> Losses:
+        if self.step == 4 and where == "step" and rank() == failing:
+            raise ArithmeticError("told to fail")
+        return train_step(self, batch)
+
+    def saved(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
+        if step == 6 and where == "save":
+            raise MemoryError("told to fail")
+        return save(self, step, state)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "train_step", step)
+        monkeypatch.setattr(Checkpoints, "save", saved)
+        try:
+            pretrain(**settings)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", time.monotonic()
+    return "", 0.0
+
+
+@pytest.mark.parametrize(("failing", "where"), [(0, "step"), (1, "step"), (0, "save")])
+def test_no_rank_waits_for_one_that_failed(failing: int, where: str, image_folder: Path, tmp_path: Path) -> None:
+    settings = tiny(image_folder, tmp_path / "run", data={"workers": 1})
+    told = on_ranks(2, tmp_path / "ranks", run_that_fails, settings, failing, where)
+    assert "told to fail" in told[failing][0]
+    other, _ = told[1 - failing]
+    assert other.startswith("RankZeroError: rank 0 failed: MemoryError" if where == "save" else "RuntimeError")
+    assert abs(told[0][1] - told[1][1]) < DEADLINE / 2  # and not after the two hours a collective may take
 
 
 def launched(settings: dict[str, Any], stderr: Path) -> Any:

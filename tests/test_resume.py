@@ -30,6 +30,7 @@ from tests.runs import (
     trained_teacher,
     wait_for,
 )
+from tests.terminal import ENV, Terminal
 
 Reference = Callable[..., Path]
 
@@ -143,8 +144,13 @@ def test_knn_rows_of_a_continued_run_are_those_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize(
     ("number", "to_group"),
-    [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR2, False), (signal.SIGTERM, True)],
-    ids=["SIGTERM", "SIGINT", "SIGUSR2", "SIGTERM to the data workers too"],
+    [
+        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
+        pytest.param(signal.SIGINT, False, id="SIGINT"),
+        pytest.param(signal.SIGUSR2, False, id="SIGUSR2"),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM to the data workers too"),
+        pytest.param(signal.SIGHUP, True, id="SIGHUP to the data workers too"),
+    ],
 )
 def test_signal_saves_the_step_and_exits_with_75(
     number: signal.Signals,
@@ -187,6 +193,43 @@ def test_second_interrupt_ends_at_once_only_when_the_user_sent_it(
     flag.unlink()
     assert ended(process) == code
     assert steps_saved(tmp_path / "run")[-1] == (5 if code == 75 else 3)
+
+
+def ignore_and_hold_at(step: int, flag: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    hold_at(step, flag)
+
+
+def test_signals_ignored_at_the_start_stay_so(image_folder: Path, tmp_path: Path, uninterrupted: Reference) -> None:
+    flag = tmp_path / "flag"  # as under nohup, in the background
+    settings = tiny(image_folder, tmp_path / "run")
+    process = start(settings, tmp_path / "stderr", ignore_and_hold_at, 5, flag)
+    wait_for(flag.exists, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGHUP)
+    flag.unlink()
+    assert ended(process) == 0
+    assert "SIGINT and SIGHUP ignored since the start" in (tmp_path / "run" / "log.txt").read_text()
+    assert_same_end(tmp_path / "run", uninterrupted())
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_stops(
+    image_folder: Path, tmp_path: Path, uninterrupted: Reference
+) -> None:
+    flag, terminal = tmp_path / "flag", Terminal()
+    settings = tiny(image_folder, tmp_path / "run", data={"workers": 1})
+    process = start(settings, terminal.path, hold_at, 5, flag, env=ENV)
+    wait_for(flag.exists, process)
+    assert process.pid is not None
+    terminal.close()
+    os.killpg(process.pid, signal.SIGHUP)  # as the kernel does to all processes in it
+    flag.unlink()
+    assert ended(process) == 75
+    assert steps_saved(tmp_path / "run") == [3, 5]
+    pretrain(**settings)
+    assert_same_end(tmp_path / "run", uninterrupted())
 
 
 def test_killed_run_continues_at_once_from_its_last_checkpoint(

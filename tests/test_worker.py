@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mgd_ssl.data import Samples, batches
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.images import Noted
 from mgd_ssl.log import RunLog, logger
-from tests.runs import ended, hold_at, start, steps_saved, tiny, trained_teacher, wait_for
+from tests.runs import children, ended, gone, hold_at, start, steps_saved, tiny, trained_teacher, wait_for
 from tests.terminal import ENV, Terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -35,20 +35,6 @@ def terminal() -> Iterator[Terminal]:
     one = Terminal()
     yield one
     one.close()
-
-
-def workers_of(pid: int | None) -> list[int]:
-    """Pids of the processes a process has started."""
-    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-
-
-def gone(pids: Sequence[int]) -> bool:
-    """Whether none of these processes runs any more; one that is dead may wait to be collected."""
-    for pid in pids:
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
-            return False
-    return True
 
 
 # the display
@@ -193,7 +179,7 @@ def test_a_hanging_worker_ends_with_its_run(how: str, image_folder: Path, tmp_pa
     flag = tmp_path / "flag"
     process = start(tiny(image_folder, tmp_path / "run", data={"workers": 1}), tmp_path / "stderr", stick_at, flag)
     wait_for(flag.exists, process)
-    workers = workers_of(process.pid)
+    workers = children(process.pid)
     assert workers and not gone(workers)
     assert process.pid is not None
     if how == "SIGKILL":
@@ -210,7 +196,7 @@ def test_a_run_whose_worker_is_killed_ends_in_a_sentence_and_goes_on(image_folde
     settings, flag = tiny(image_folder, tmp_path / "run", data={"workers": 1}), tmp_path / "flag"
     process = start(settings, tmp_path / "stderr", hold_at, 5, flag)
     wait_for(flag.exists, process)
-    [worker] = workers_of(process.pid)
+    [worker] = children(process.pid)
     os.kill(worker, signal.SIGKILL)
     flag.unlink()
     assert ended(process) == 3

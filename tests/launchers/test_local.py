@@ -12,7 +12,7 @@ import pytest
 from launchers.launch import main
 from launchers.records import Records
 from tests.launchers.conftest import SCRIPTS
-from tests.runs import assert_same_end, command, ended, flags, processes, steps_saved, tiny, wait_for
+from tests.runs import assert_same_end, children, command, ended, flags, gone, processes, steps_saved, tiny, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,18 @@ def test_a_killed_rank_is_named(start: Start, tmp_path: Path) -> None:
     said = (tmp_path / "said.txt").read_text()
     assert "rank 1 was killed by SIGKILL: the same command continues" in said
     assert "Traceback" not in said
+
+
+def test_nothing_outlives_a_killed_launcher(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
+    process = start(hold="4", data={"workers": 1})
+    ranks = held(tmp_path, 4, process)
+    workers = [pid for rank in ranks for pid in children(rank)]
+    assert len(workers) == 2
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    wait_for(lambda: gone([*ranks, *workers]))
+    assert ended(start()) == 0
+    assert_same_end(tmp_path / "run", uninterrupted)
 
 
 def test_restarts_continue_from_the_newest_checkpoint(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
