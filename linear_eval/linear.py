@@ -17,7 +17,7 @@ from linear_eval.engine import Probe, held_out, stages
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, write_whole
+from mgd_ssl.checkpoint import Checkpoints, serialised, write_whole
 from mgd_ssl.config import RuntimeConfig, Settings, differences, parse
 from mgd_ssl.environment import environment
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
@@ -27,6 +27,7 @@ from mgd_ssl.log import RunLog, logger
 from mgd_ssl.pretrain import run_folder
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.untrained import find_evaluated, untrained
 from mgd_ssl.weights import read_checkpoint
 
 PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
@@ -36,13 +37,15 @@ class LinearConfig(Settings):
     """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
 
     checkpoint: Path | None = None
-    """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
+    """Run folder, or file with a backbone: ours, MoCo's, torchvision's, or timm's ResNets saved by torch.save (not
+    safetensors); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with.
+    Required."""
     data: Path | None = None
     """Folder with train/<class>/* and val/<class>/*, or with shards in train and val. Required."""
     protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
-    """Folder for the result, and for cached features; None: the run folder."""
+    """Folder for the result, and for cached features; None: the run folder. Required for a file and for random:..."""
     arch: str | None = None
     """Architecture of the backbone; None: told from the shapes in the file."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -60,7 +63,8 @@ def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
     """Evaluate and print the result."""
     evaluation, file = linear(parse(LinearConfig, argv, prog))
     if os.environ.get("RANK", "0") == "0":
-        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {file}")
+        whose = f"{evaluation.checkpoint}, an untrained {evaluation.arch}: " if evaluation.untrained else ""
+        print(f"{whose}{told(evaluation)}\n{evaluation.protocol}\nsaved: {file}")
     return 0
 
 
@@ -93,7 +97,8 @@ def required(config: LinearConfig) -> tuple[Path, Path, Path]:
         raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
     if data is None:
         raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
-    out = config.out or (checkpoint if checkpoint.is_dir() else None)
+    run = checkpoint if untrained(checkpoint) is None and checkpoint.is_dir() else None
+    out = config.out or run
     if out is None:
         raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
     repeated = [seed for seed in config.seeds if seed < 0 or config.seeds.count(seed) > 1]
@@ -121,7 +126,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
     checkpoint, data, out = required(config)
     protocol = load_protocol(config.protocol)
     with process(config.runtime) as runtime:
-        weights = on_rank_zero(lambda: find_weights(checkpoint))
+        weights = on_rank_zero(lambda: find_evaluated(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
         train, val = scan_labelled(data / "train", data / "val")
@@ -168,9 +173,15 @@ class Evaluator:
         self.workers = runtime.data_workers(config.workers)
         self._features: dict[str, Features] = {}
 
+    @property
+    def name(self) -> str:
+        """Of the results: the protocol's, with the encoder where that is an untrained one."""
+        chosen = untrained(self.backbone.report.path)
+        return self.protocol.name + (chosen.suffix if chosen else "")
+
     def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
         """Result of one seed; at once when it is there already."""
-        folder = self.out / f"linear_{self.protocol.name}_seed{seed}"
+        folder = self.out / f"linear_{self.name}_seed{seed}"
         with run_folder(folder, self.description(seed), check_same_evaluation) as finished:
             return finished or self._run(seed, folder, stop)
 
@@ -322,7 +333,7 @@ class Evaluator:
         report = self.backbone.report
         return Evaluation(
             kind="linear",
-            name=self.protocol.name,
+            name=self.name,
             protocol=f"{self.protocol_string()}; seeds {' '.join(map(str, self.config.seeds))}",
             checkpoint=str(report.path),
             arch=report.arch,

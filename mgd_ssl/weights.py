@@ -28,8 +28,11 @@ class LoadReport(NamedTuple):
     prefix: str  # stripped from the file's keys
     num_loaded: int  # tensors of the backbone
     unused: dict[str, int]  # what else the file holds: first part of the key -> number of tensors
+    untrained_seed: int | None = None  # of weights drawn at random; None: they are the file's
 
     def __str__(self) -> str:
+        if self.untrained_seed is not None:
+            return f"{self.path}: an untrained {self.arch}, weights of seed {self.untrained_seed}"
         unused = ", ".join(f"{name} ({count})" for name, count in self.unused.items()) or "nothing"
         return (
             f"{self.path}: {self.num_loaded} tensors -> {self.arch} "

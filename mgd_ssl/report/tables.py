@@ -126,12 +126,14 @@ def from_evaluations(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[M
     """The `evaluation_*.json` of a run; those of another network than its student are named so."""
     for name, evaluation in run.evaluations.items():
         checkpoint = re.split(r"[\\/]", evaluation.checkpoint)[-1]
-        own = evaluation.arch == run.student
+        own = evaluation.arch == run.student and not evaluation.untrained
         state = run.state if own and checkpoint == "encoder.pt" else f"of {checkpoint}"
+        method = run.method if own else "random" if evaluation.untrained else "as loaded"
+        epochs = run.epochs if own else 0 if evaluation.untrained else None
         yield Measurement(
-            (groups[run.name], name, evaluation.protocol, evaluation.arch, state), evaluation.arch,
-            run.method if own else "as loaded", teacher_name(run) if own else "", run.epochs if own else None,
-            evaluation.kind, evaluation.protocol, state, name, run, evaluation.values,
+            (groups[run.name], name, evaluation.protocol, evaluation.arch, state), evaluation.arch, method,
+            teacher_name(run) if own else "", epochs, evaluation.kind, evaluation.protocol, state, name, run,
+            evaluation.values,
         )  # fmt: skip
 
 
