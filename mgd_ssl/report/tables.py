@@ -214,7 +214,7 @@ def published_rows(runs: Sequence[Run]) -> list[Row]:
     return [
         Row(
             found[0].student, found[0].method, teacher_name(found[0]), found[0].epochs, "linear", published.PROTOCOL,
-            Mean(result.top1, None), Mean(result.top5, None), "", tuple(found), "published, not measured here",
+            Mean(result.top1, None), Mean(result.top5, None), "", tuple(found), result.state,
             published.SOURCE, is_published=True,
         )
         for result, found in followers.items()
