@@ -36,7 +36,7 @@ from moco.split_norm import split_batch_norms
 
 UNSHUFFLED = (
     "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
-    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn_splits 8 does it over 8 parts in one"
+    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
 )
 JOBS = "jobs"  # folder in a run's where a launcher keeps its own; it may be there before the run
 
