@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.weights import LoadReport, load_backbone
+from mgd_ssl.untrained import load_evaluated
+from mgd_ssl.weights import LoadReport
 
 
 class FrozenBackbone(nn.Module):
@@ -26,8 +27,8 @@ class FrozenBackbone(nn.Module):
 
     @classmethod
     def load(cls, path: Path, arch: str | None = None) -> "FrozenBackbone":
-        """Load strictly (see `load_backbone`)."""
-        return cls(*load_backbone(path, arch))
+        """Load strictly (see `load_backbone`), or make an untrained one (see `load_evaluated`)."""
+        return cls(*load_evaluated(path, arch))
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Stay in eval mode whatever is asked."""

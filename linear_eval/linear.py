@@ -18,7 +18,7 @@ from linear_eval.engine import Probe, held_out, stages
 from linear_eval.frozen import FrozenBackbone
 from linear_eval.protocols import Protocol, load_protocol
 from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
-from mgd_ssl.checkpoint import Checkpoints, find_weights, serialised, taken_over
+from mgd_ssl.checkpoint import Checkpoints, serialised, taken_over
 from mgd_ssl.config import (
     MAX_SEED,
     MAX_SIZE,
@@ -44,6 +44,7 @@ from mgd_ssl.printable import printable
 from mgd_ssl.result import damage, read_result, write_result
 from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.untrained import find_evaluated, untrained
 
 PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
 HEAD = "head.pt"
@@ -54,13 +55,15 @@ class LinearConfig(Settings):
     """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
 
     checkpoint: Path | None = None
-    """Run folder, or file with a backbone: ours, MoCo's, torchvision's or timm's ResNets. Required."""
+    """Run folder, or file with a backbone: ours, MoCo's, torchvision's, or timm's ResNets saved by torch.save (not
+    safetensors); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with.
+    Required."""
     data: Path | None = None
     """Folder with train/<class>/* and val/<class>/*, or with shards in train and val. Required."""
     protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
-    """Folder for the result, and for cached features; None: the run folder."""
+    """Folder for the result, and for cached features; None: the run folder. Required for a file and for random:..."""
     arch: str | None = None
     """Architecture of the backbone; None: told from the shapes in the file."""
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0,), min_length=1)
@@ -88,7 +91,8 @@ def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
     """Evaluate and print the result."""
     evaluation, file = linear(parse(LinearConfig, argv, prog))
     if os.environ.get("RANK", "0") == "0":
-        print(f"{told(evaluation)}\n{evaluation.protocol}\nsaved: {printable(file)}")
+        whose = f"{evaluation.checkpoint}, an untrained {evaluation.arch}: " if evaluation.untrained else ""
+        print(f"{printable(whose)}{told(evaluation)}\n{evaluation.protocol}\nsaved: {printable(file)}")
     return 0
 
 
@@ -121,7 +125,8 @@ def required(config: LinearConfig) -> tuple[Path, Path, Path]:
         raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
     if data is None:
         raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
-    out = config.out or (checkpoint if checkpoint.is_dir() else None)
+    run = checkpoint if untrained(checkpoint) is None and checkpoint.is_dir() else None
+    out = config.out or run
     if out is None:
         raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
     return checkpoint, data, out
@@ -145,8 +150,9 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
     config = config or LinearConfig(**settings)
     checkpoint, data, out = required(config)
     protocol = load_protocol(config.protocol)
-    with ending_told(seed_folder(out, protocol, config.seeds[0])), process(config.runtime) as runtime:
-        weights = on_rank_zero(lambda: find_weights(checkpoint))
+    name = protocol.name + (chosen.suffix if (chosen := untrained(checkpoint)) else "")
+    with ending_told(seed_folder(out, name, config.seeds[0])), process(config.runtime) as runtime:
+        weights = on_rank_zero(lambda: find_evaluated(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
         decoding = decoding_as_in(run_of(checkpoint), config.background, config.max_pixels)
@@ -164,9 +170,9 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
             return evaluation, on_rank_zero(lambda: evaluation.save(out))
 
 
-def seed_folder(out: Path, protocol: Protocol, seed: int) -> Path:
-    """Where the evaluation with a seed has its log, checkpoints and result."""
-    return out / f"linear_{protocol.name}_seed{seed}"
+def seed_folder(out: Path, name: str, seed: int) -> Path:
+    """Where the evaluation with a seed has its log, checkpoints and result, by the name of the results."""
+    return out / f"linear_{name}_seed{seed}"
 
 
 class Evaluator:
@@ -200,9 +206,15 @@ class Evaluator:
         self.workers = runtime.data_workers(config.workers)
         self._features: dict[str, Features] = {}
 
+    @property
+    def name(self) -> str:
+        """Of the results: the protocol's, with the encoder where that is an untrained one."""
+        chosen = untrained(self.backbone.report.path)
+        return self.protocol.name + (chosen.suffix if chosen else "")
+
     def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
         """Result of one seed; at once when it is there already."""
-        folder = seed_folder(self.out, self.protocol, seed)
+        folder = seed_folder(self.out, self.name, seed)
         described = self.description(seed)
         with (
             ending_told(folder),
@@ -361,7 +373,7 @@ class Evaluator:
         report = self.backbone.report
         return Evaluation(
             kind="linear",
-            name=self.protocol.name,
+            name=self.name,
             protocol=f"{self.protocol_string()}; seeds {' '.join(map(str, self.config.seeds))}",
             checkpoint=str(report.path),
             arch=report.arch,

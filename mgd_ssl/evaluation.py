@@ -18,11 +18,16 @@ class Evaluation:
     kind: str  # "linear" or "knn"
     name: str  # short and file-safe, for instance the protocol's name
     protocol: str  # all that a number depends on, in one line
-    checkpoint: str  # file the backbone came from
+    checkpoint: str  # file the backbone came from; random:ARCH:SEED for an untrained one
     arch: str
     values: dict[str, list[float]]  # "top1", "top5" in percent, one value a seed
     details: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is of an encoder with random weights."""
+        return self.checkpoint.startswith("random:")
 
     def mean(self, metric: str) -> float:
         """Mean over seeds."""

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from mgd_ssl.checkpoint import find_weights
 from mgd_ssl.config import (
     MAX_SEED,
     MAX_SIZE,
@@ -41,7 +40,8 @@ from mgd_ssl.log import progress_bar
 from mgd_ssl.printable import printable
 from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import TOLD, added, composited, over_ranks
-from mgd_ssl.weights import LoadReport, load_backbone
+from mgd_ssl.untrained import find_evaluated, load_evaluated, untrained
+from mgd_ssl.weights import LoadReport
 from moco.dist import rank, sum_over_ranks, world_size
 
 DEFAULT_SIZE = 224  # of crops where the weights do not lie in a run's folder
@@ -52,8 +52,8 @@ class KNNEvaluationConfig(Settings):
     """Classify DATA/val by the nearest neighbours in DATA/train, by the frozen features of a backbone."""
 
     checkpoint: Path | None = None
-    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's.
-    Required."""
+    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's; or
+    random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with. Required."""
     data: Path | None = None
     """Folder with train/<class>/* (votes) and val/<class>/* (classified), or with shards in train and val. Required."""
     out: Path | None = None
@@ -139,12 +139,12 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         if not (data / split).exists():
             raise UserError(f"{data / split} is not there: --data needs train/<class>/* and val/<class>/* in it")
     with process(config.runtime) as runtime:
-        path = on_rank_zero(lambda: find_weights(checkpoint))
+        path = on_rank_zero(lambda: find_evaluated(checkpoint))
         run = run_of(path)
         out = config.out or run
         if out is not None:
             check_place(out)  # before hours are spent
-        backbone, report = load_backbone(path, config.arch)
+        backbone, report = load_evaluated(path, config.arch)
         network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
             network.compile()
@@ -186,14 +186,17 @@ def check(argv: Sequence[str]) -> Path:
     """
     config = parse(KNNEvaluationConfig, argv, "mgd-ssl knn")
     checkpoint, _ = required(config)
-    out = config.out or (checkpoint if checkpoint.is_dir() else run_of(checkpoint))
+    run = None if untrained(checkpoint) else checkpoint if checkpoint.is_dir() else run_of(checkpoint)
+    out = config.out or run
     if out is None:
         raise UserError(f"{checkpoint} lies in no run's folder: pass --out, the folder of the results")
     return out
 
 
 def run_of(path: Path) -> Path | None:
-    """The folder of the run a weights file belongs to, None for others."""
+    """The folder of the run a weights file belongs to, None for others and for an untrained encoder."""
+    if untrained(path) is not None:
+        return None
     folders = [path.parent, path.parent.parent] if path.parent.name == "checkpoints" else [path.parent]
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
@@ -321,7 +324,7 @@ def as_evaluation(
     line += Decoding(details["background"]).told()
     return Evaluation(
         kind="knn",
-        name=row.name,
+        name=row.name + (chosen.suffix if (chosen := untrained(report.path)) else ""),
         protocol=line,
         checkpoint=str(report.path),
         arch=report.arch,
@@ -333,7 +336,8 @@ def as_evaluation(
 def show(evaluations: list[Evaluation]) -> None:
     """A table with a row an evaluation."""
     first = evaluations[0]
-    table = Table(title=Text(printable(f"k-NN of {first.checkpoint} ({first.arch})")), title_justify="left")
+    what = f"{first.arch}, untrained" if first.untrained else first.arch
+    table = Table(title=Text(printable(f"k-NN of {first.checkpoint} ({what})")), title_justify="left")
     for column in ("k", "T", "labels", "top-1", "top-5"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("protocol")

@@ -36,6 +36,7 @@ from mgd_ssl.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.skipped import SkippedFiles
 from mgd_ssl.sources import open_images
 from mgd_ssl.teacher import Teacher
+from mgd_ssl.weights import md5_of
 from moco import MoCo
 from moco.dist import world_size
 from moco.keyed import keyed_seed
@@ -43,7 +44,7 @@ from moco.split_norm import split_batch_norms
 
 UNSHUFFLED = (
     "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
-    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn_splits 8 does it over 8 parts in one"
+    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
 )
 
 
@@ -306,11 +307,14 @@ def check_sizes(config: PretrainConfig, num_images: int) -> None:
 
 def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
     """What a run is, as saved in its `config.json`."""
-    report = teacher.report if teacher is not None else None
+    report, taught_by = teacher.report if teacher is not None else None, None
+    if report is not None:
+        md5 = on_rank_zero(lambda: md5_of(report.path))
+        taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
     return {
         "config": config.model_dump(mode="json"),
         "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
-        "teacher": {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix} if report else None,
+        "teacher": taught_by,
         "environment": environment(),
     }
 
@@ -398,7 +402,7 @@ def in_use(out: Path) -> bool:
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise UserError when a folder's run had other settings, images or another teacher."""
     changed = differences(completed(old["config"]), new["config"])
-    if old["teacher"] != new["teacher"]:
+    if identity(old["teacher"]) != identity(new["teacher"]):
         told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
         changed.append(f"teacher: {told[0]} -> {told[1]}")
     if old["data"] != new["data"]:
@@ -407,9 +411,18 @@ def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     check_same(out, changed)
 
 
+def identity(teacher: dict[str, Any] | None) -> list[Any] | None:
+    """What has to stay the same of a saved teacher; earlier versions saved no more of it."""
+    return [teacher[key] for key in ("arch", "sha256", "prefix")] if teacher else None
+
+
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """Saved settings, with the defaults of those which the version that saved them did not have."""
-    return flattened(PretrainConfig().model_dump(mode="json")) | flattened(saved)
+    """Saved settings, with the defaults of those which the version that saved them did not have.
+
+    Without a background transparency was dropped, which no setting does any more: such a run has another one.
+    """
+    defaults = flattened(PretrainConfig().model_dump(mode="json"))
+    return defaults | {"data.background": None} | flattened(saved)
 
 
 def check_same(out: Path, changed: list[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import pickle
 import warnings
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +35,11 @@ class LoadReport(NamedTuple):
     num_loaded: int  # tensors of the backbone
     unused: dict[str, int]  # what else the file holds: first part of the key -> number of tensors
     cast: tuple[tuple[str, int], ...] = ()  # types that became float32, and how many tensors
+    untrained_seed: int | None = None  # of weights drawn at random; None: they are the file's
 
     def __str__(self) -> str:
+        if self.untrained_seed is not None:
+            return f"{self.path}: an untrained {self.arch}, weights of seed {self.untrained_seed}"
         counts = [f"{shown(name)} ({count})" for name, count in self.unused.items()]
         more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
         unused = ", ".join(counts[:MOST_TOLD]) + more or "nothing"
@@ -161,6 +164,12 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def md5_of(path: Path) -> str:
+    """Hex digest of a file by which the MoCo project names its own."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The report: numbers equal to the files they come from, published ones apart, one file that needs nothing else."""
 
 import dataclasses
+import hashlib
 import html
 import json
 import os
@@ -31,7 +32,7 @@ from mgd_ssl.evaluation import Evaluation
 from mgd_ssl.pack import pack
 from mgd_ssl.pretrain import pretrain
 from mgd_ssl.printable import cell
-from mgd_ssl.report import figures, write_report
+from mgd_ssl.report import figures, published, write_report
 from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.images import principal_components
@@ -264,8 +265,19 @@ def test_what_differs_in_more_than_the_seed_is_not_averaged(
 # published numbers
 
 
+# the MD5 sums of the official files; MoCo's README gives their first eight digits, 59fd9945 and a04e12f8
+MOCO_200 = "59fd9945645e27d585be89338ce9232e"
+MOCO_800 = "a04e12f8b0e44fdcac1fb4e06f33727b"
+
+
 def published_run(
-    folder: Path, config: str, images: int = 1_281_167, teacher: str = "resnet50", **changes: Any
+    folder: Path,
+    config: str,
+    images: int = 1_281_167,
+    teacher: str = "resnet50",
+    md5: str | None = MOCO_200,
+    processes: int = 8,
+    **changes: Any,
 ) -> Path:
     """A run folder that says it follows a packaged recipe."""
     settings = load_toml(PretrainConfig, find_config(config)).model_dump(mode="json")
@@ -280,8 +292,8 @@ def published_run(
     saved = {
         "config": {**settings, "out": str(folder)},
         "data": {"num_images": images, "fingerprint": "f" * 64},
-        "teacher": {"arch": teacher, "sha256": "0" * 64, "prefix": ""} if guided else None,
-        "environment": {"torch": "2"},
+        "teacher": {"arch": teacher, "sha256": "0" * 64, "prefix": "", "md5": md5} if guided else None,
+        "environment": {"torch": "2", "processes": processes},
     }
     (folder / "config.json").write_text(json.dumps(saved))
     return folder
@@ -307,26 +319,54 @@ def test_published_numbers_stand_apart(tmp_path: Path, config: str, top1: float,
     assert csv["origin"].tolist() == ["measured", "published"]
     cells = next(row for row in Cells(page).rows if f"{top1}" in row)
     assert "published, not measured here" in cells[-1]
+    assert ("its recipe is not published in full" in cells[-1]) == config.endswith("moco")
     assert "Published for the same recipe" in page
 
 
 @pytest.mark.parametrize(
-    ("config", "change"),
+    ("config", "change", "why"),
     [
-        ("imagenet_r18_moco", {"optim__epochs": 100}),
-        ("imagenet_r18_moco", {"student": "resnet50"}),
-        ("imagenet_r18_moco", {"moco__queue_size": 4096}),
-        ("imagenet_r18_moco", {"data__image_size": 112}),
-        ("imagenet_r18_moco", {"images": 100_000}),
-        ("imagenet_r50_r18_mgd", {"teacher": "resnet101"}),
-        ("imagenet_r50_r18_mgd", {"mgd__weight": 1e-3}),
-        ("imagenet_r50_r18_mgd", {"mgd__matching_epochs": [1]}),
-        ("imagenet_r50_r18_mgd", {"optim__lr": 0.06}),
+        ("imagenet_r18_moco", {"optim__epochs": 100}, "optim.epochs is 100, published with 200"),
+        ("imagenet_r18_moco", {"optim__warmup_epochs": 5.0}, "optim.warmup_epochs is 5.0, published with 3.0"),
+        ("imagenet_r18_moco", {"student": "resnet50"}, ""),
+        ("imagenet_r18_moco", {"moco__queue_size": 4096}, "moco.queue_size is 4096"),
+        ("imagenet_r18_moco", {"moco__head_width": 64}, "moco.head_width is 64, published with None"),
+        ("imagenet_r18_moco", {"data__image_size": 112}, "data.image_size is 112"),
+        ("imagenet_r18_moco", {"images": 100_000}, ""),
+        ("imagenet_r18_moco", {"processes": 1}, "BatchNorm is not shuffled in one process"),
+        ("imagenet_r18_moco", {"processes": None}, "number of processes is not recorded"),
+        ("imagenet_r50_r18_mgd", {"teacher": "resnet101"}, "its teacher is a resnet101"),
+        (
+            "imagenet_r50_r18_mgd",
+            {"md5": MOCO_800},
+            "its teacher is MoCo v2's of 800 epochs, published with moco_v2_200ep",
+        ),
+        ("imagenet_r50_r34_mgd", {"md5": "0" * 32}, "its teacher is another file"),
+        ("imagenet_r50_r34_mgd", {"md5": None}, "its teacher is not recorded by its MD5"),
+        ("imagenet_r50_r18_mgd", {"mgd__weight": 1e-3}, "mgd.weight is 0.001, published with 0.0001"),
+        ("imagenet_r50_r18_mgd", {"mgd__matching_epochs": [1]}, "mgd.matching_epochs is [1]"),
+        ("imagenet_r50_r18_mgd", {"mgd__matching_epochs": []}, "mgd.matching_epochs is []"),
+        ("imagenet_r50_r18_mgd", {"optim__lr": 0.06}, "optim.lr is 0.06, published with 0.03"),
     ],
 )
-def test_no_published_numbers_for_another_recipe(tmp_path: Path, config: str, change: dict[str, Any]) -> None:
-    csv = table([published_run(tmp_path / "run", config, **change)])
-    assert "published" not in set(csv["origin"])
+def test_no_published_numbers_for_another_recipe(tmp_path: Path, config: str, change: dict[str, Any], why: str) -> None:
+    run = published_run(tmp_path / "run", config, **change)
+    assert "published" not in set(table([run])["origin"])
+    told = published.notes(read_runs([run]))
+    assert len(told) == (1 if why else 0) and all(why in note for note in told)
+
+
+def test_one_process_with_split_norms_follows_the_recipe_and_the_page_says_why_others_do_not(tmp_path: Path) -> None:
+    split = published_run(tmp_path / "split", "imagenet_r50_r18_mgd", processes=1, moco__bn_splits=8)
+    other = published_run(tmp_path / "other", "imagenet_r50_r18_mgd", md5=MOCO_800)
+    page, csv = report([split, other], tmp_path)
+    assert csv[csv["origin"] == "published"]["runs"].tolist() == ["split"]
+    assert "other has no published number beside it: its teacher is MoCo v2's of 800 epochs" in html.unescape(page)
+
+
+def test_a_run_records_the_md5_of_its_teacher(trained: Path) -> None:
+    saved = json.loads((trained / "mgd" / "config.json").read_text())["teacher"]
+    assert saved["md5"] == hashlib.md5((trained / "teacher" / "encoder.pt").read_bytes()).hexdigest()
 
 
 def test_the_unguided_recipe_does_not_ask_for_settings_of_the_matching(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mgd_ssl.environment import environment
+from mgd_ssl.report import published
 from mgd_ssl.report.channels import StageReport, stage_reports
 from mgd_ssl.report.figures import Picture, curves, matching_pictures
 from mgd_ssl.report.images import Folders, embedding_pictures, view_pictures
@@ -63,6 +64,7 @@ def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
         sizes=size_rows(runs),
         savings=savings(runs),
         tables=tables_by_protocol(table),
+        published_notes=published.notes(runs),
         curves=curves(runs),
         matchings=[matching(run) for run in runs if run.teacher is not None],
         views=section(view_pictures, runs, folders),
@@ -86,7 +88,7 @@ def tables_by_protocol(table: Sequence[Row]) -> list[Table]:
         groups.setdefault((row.is_published, row.kind, row.protocol), []).append(row)
     return [
         Table(
-            f"Published for the same recipe: {KIND_NAMES.get(kind, kind)}"
+            f"Published for the same recipe, as far as it is known: {KIND_NAMES.get(kind, kind)}"
             if is_published
             else f"Measured: {KIND_NAMES.get(kind, kind)}",
             protocol,

@@ -127,12 +127,14 @@ def from_evaluations(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[M
     """The `evaluation_*.json` of a run; those of another network than its student are named so."""
     for name, evaluation in run.evaluations.items():
         checkpoint = re.split(r"[\\/]", evaluation.checkpoint)[-1]
-        own = evaluation.arch == run.student
+        own = evaluation.arch == run.student and not evaluation.untrained
         state = run.state if own and checkpoint == "encoder.pt" else f"of {checkpoint}"
+        method = run.method if own else "random" if evaluation.untrained else "as loaded"
+        epochs = run.epochs if own else 0 if evaluation.untrained else None
         yield Measurement(
-            (groups[run.name], name, evaluation.protocol, evaluation.arch, state), evaluation.arch,
-            run.method if own else "as loaded", teacher_name(run) if own else "", run.epochs if own else None,
-            evaluation.kind, evaluation.protocol, state, name, run, evaluation.values,
+            (groups[run.name], name, evaluation.protocol, evaluation.arch, state), evaluation.arch, method,
+            teacher_name(run) if own else "", epochs, evaluation.kind, evaluation.protocol, state, name, run,
+            evaluation.values,
         )  # fmt: skip
 
 
@@ -213,7 +215,7 @@ def published_rows(runs: Sequence[Run]) -> list[Row]:
     return [
         Row(
             found[0].student, found[0].method, teacher_name(found[0]), found[0].epochs, "linear", published.PROTOCOL,
-            Mean(result.top1, None), Mean(result.top5, None), "", tuple(found), "published, not measured here",
+            Mean(result.top1, None), Mean(result.top5, None), "", tuple(found), result.state,
             published.SOURCE, is_published=True,
         )
         for result, found in followers.items()
