@@ -419,10 +419,11 @@ def identity(teacher: dict[str, Any] | None) -> list[Any] | None:
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
     """Saved settings, with the defaults of those which the version that saved them did not have.
 
-    Without a background transparency was dropped, which no setting does any more: such a run has another one.
+    Before there was a background transparency was dropped, which no setting does any more, so it gets none.
     """
     defaults = flattened(PretrainConfig().model_dump(mode="json"))
-    return defaults | {"data.background": None} | flattened(saved)
+    defaults.pop("data.background")
+    return defaults | flattened(saved)
 
 
 def check_same(out: Path, changed: list[str]) -> None:

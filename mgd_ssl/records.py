@@ -3,6 +3,8 @@
 import io
 import zipfile
 
+DIRECTORY = 0x10  # attribute of a record that torch's reader takes for a folder and leaves unread, memory as it was
+
 
 class CompressedError(ValueError):
     """A record is compressed, which torch.save never does: a few bytes may stand for more than the memory holds."""
@@ -27,7 +29,9 @@ def check_records(content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
             packed = next((record.filename for record in records if record.compress_type != zipfile.ZIP_STORED), None)
-            damaged = archive.testzip() if packed is None and any(record.CRC for record in records) else None
+            damaged = next((record.filename for record in records if record.external_attr & DIRECTORY), None)
+            if packed is None and damaged is None and any(record.CRC for record in records):
+                damaged = archive.testzip()
     except (
         Exception
     ) as error:  # a damaged directory makes the reader raise anything: NotImplementedError, EOFError, ...
