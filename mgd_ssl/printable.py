@@ -5,6 +5,7 @@ import re
 # Control characters, which move the cursor, clear the screen or end a line; marks that reverse the direction of what
 # is read; separators of lines; bytes that are no text.
 HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # how a cell begins that a spreadsheet takes for a formula
 
 
@@ -25,10 +26,6 @@ def is_printable(text: object) -> bool:
 
 def cell(value: object) -> object:
     """A value of a CSV file; text that a spreadsheet would calculate gets an apostrophe in front, numbers do not."""
-    if not isinstance(value, str) or len(value) < 2 or not FORMULA.match(value):
+    if not isinstance(value, str) or len(value) < 2 or not FORMULA.match(value) or NUMBER.fullmatch(value):
         return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
+    return f"'{value}"
