@@ -26,7 +26,7 @@ from mgd_ssl.decode import Decoding, decode_told
 from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.images import Images, Noted, Unreadable
 from mgd_ssl.jpeg import decode_pixels_told
-from mgd_ssl.worker import START_METHOD, NotingDataset, dead_worker, kill_leftover, start_worker, tell
+from mgd_ssl.worker import START_METHOD, NotingDataset, check_room, dead_worker, kill_leftover, start_worker, tell
 from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
 from moco.augment_cpu import Pixels, cut_view, render_view_fast
 from moco.keyed import keyed_generator
@@ -277,7 +277,8 @@ def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool)
         workers: processes; 0 decodes in this one. Same batches for any number.
         pin: put batches into pinned memory, for copies to a GPU that do not wait.
     """
-    parent = os.getpid()
+    if workers:
+        check_room(workers)
     loader = DataLoader(
         NotingDataset(dataset) if workers else dataset,
         batch_sampler=keys,
@@ -285,13 +286,13 @@ def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool)
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=partial(_start_worker, parent),
+        worker_init_fn=partial(_start_worker, os.getpid()),
         multiprocessing_context=START_METHOD if workers else None,
     )
     iterator = iter(loader)
     try:
         yield _told_plainly(_with_notes_told(iterator) if workers else iterator)
-    except RuntimeError as error:  # a worker that dies is told of wherever this process is
+    except (RuntimeError, EOFError, ConnectionError) as error:  # a worker that dies is told of wherever this process is
         told = dead_worker(error, iterator._workers) if workers else None  # type: ignore[attr-defined]
         if told is None:
             raise

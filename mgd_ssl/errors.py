@@ -68,12 +68,15 @@ def nearest(word: str, known: list[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
+OUT_OF_FILES = ("Too many open files", "items of ancdata")  # the latter of Python, when it cannot take a file over
+
+
 def out_of_files(error: BaseException) -> TrainingError | None:
     """The sentence for an error that comes from too many open files, None for any other."""
     seen: BaseException | None = error
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
-        if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(seen):
+        if number in (errno.EMFILE, errno.ENFILE) or any(words in str(seen) for words in OUT_OF_FILES):
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return TrainingError(f"too many files are open (ulimit -n is {limit}): raise it, or lower data.workers")
         seen = seen.__cause__ or seen.__context__

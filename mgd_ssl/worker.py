@@ -17,6 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
 import cv2
@@ -28,6 +29,8 @@ from mgd_ssl.parent import end_with_parent
 START_METHOD = "fork" if sys.platform == "linux" else None  # None is Python's choice for the system
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 DEAD = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")
+
+FILES_PER_WORKER, FILES_MORE = 4, 32  # descriptors: pipes to and from a worker; batches under way, what is being read
 
 logger = logging.getLogger("mgd_ssl")
 
@@ -64,11 +67,19 @@ def start_worker(parent: int) -> None:
     which still needs its workers to finish a step; and which ends with the process of pid `parent`."""
     end_with_parent(parent)
     sys.stdout, sys.stderr = _plain(1), _plain(2)
+    sys.excepthook = _end_without_files
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     cv2.setNumThreads(0)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     _take_notes()
+
+
+def _end_without_files(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End a worker that is out of file descriptors: the thread that hands its batches over would go on in vain."""
+    if out_of_files(error):
+        os._exit(errno.EMFILE)
+    sys.__excepthook__(kind, error, trace)
 
 
 def _give_up(error: Exception, batch: Any) -> None:
@@ -123,13 +134,28 @@ def tell(notes: list[Note]) -> None:
             warnings.warn_explicit(text, category, filename, line, registry=_registry)
 
 
-def dead_worker(error: RuntimeError, workers: Sequence[Any]) -> TrainingError | None:
-    """The sentence for the error by which torch tells that one of a loader's workers (processes) is gone, None for any
-    other error."""
-    if not DEAD.search(str(error)):
+def check_room(workers: int) -> None:
+    """Raise OSError when there are not enough file descriptors for as many workers; in the middle of starting them
+    torch would leave some behind."""
+    taken = list[int]()
+    try:
+        for _ in range(FILES_PER_WORKER * workers + FILES_MORE):
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def dead_worker(error: Exception, workers: Sequence[Any]) -> TrainingError | None:
+    """The sentence for an error that comes from the end of one of a loader's workers (processes), None for others."""
+    if isinstance(error, RuntimeError) and not DEAD.search(str(error)):
         return None
+    for worker in workers:
+        worker.join(0.1)  # its connections close a little before it is gone
     codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
-    pid, code = next(iter(codes.items()), (0, 0))
+    if not codes:
+        return None
+    pid, code = next(iter(codes.items()))
     if code == errno.EMFILE:
         return out_of_files(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

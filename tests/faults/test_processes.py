@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -76,3 +77,23 @@ def test_kills_of_two_processes(hit: str, image_folder: Path, tmp_path: Path, ro
     assert main([*words, *flags(settings)]) == 0
     assert main([*words, *flags(tiny(image_folder, tmp_path / "reference", **changes))]) == 0
     assert_same_end(tmp_path / "run", tmp_path / "reference")
+
+
+def few_files(spare: int) -> None:
+    """Have this process open only so many files more."""
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, used + spare))
+
+
+def test_too_few_files_end_in_a_sentence(image_folder: Path, tmp_path: Path, rounds: int) -> None:
+    draw, codes = random.Random("files"), list[int]()
+    knn = {"train": image_folder / "train", "val": image_folder / "val", "every_epochs": 1, "k": 3}
+    for i in range(4 * rounds):
+        stderr, spare = tmp_path / f"stderr{i}", draw.choice([6, 10, 20, 30, 40, 50, 60])
+        process = start(tiny(image_folder, tmp_path / str(i), knn=knn, data={"workers": 2}), stderr, few_files, spare)
+        codes.append(ended(process))
+        told = stderr.read_text()
+        assert codes[-1] in (0, 2, 3), (spare, told)
+        assert "Traceback" not in told, (spare, told)
+        assert codes[-1] == 0 or "oo many open files" in told or "too many files are open" in told, (spare, told)
+    assert any(codes)
