@@ -18,8 +18,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mgd_ssl.features import Features
-from mgd_ssl.knn import knn_accuracies, searched
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.evaluation.knn import knn_accuracies, searched
 
 
 def main(

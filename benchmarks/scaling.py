@@ -27,8 +27,8 @@ from mgd_ssl.bench.config import BenchConfig
 from mgd_ssl.bench.parts import matching_work
 from mgd_ssl.bench.step import training_step
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.encoders import build_encoder
-from mgd_ssl.runtime import process
+from mgd_ssl.networks.backbones import build_encoder
+from mgd_ssl.run.runtime import process
 from moco.dist import gather_batch, rank, sum_over_ranks, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from launchers.outcome import Outcome, outcome
 from launchers.records import Records
 from launchers.slurm import Job
-from launchers.states import State, states
+from launchers.slurm_queue import State, states
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import printable_lines
 

@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launchers.config import LocalConfig
 from launchers.outcome import Outcome, cause
-from launchers.process import LAUNCHER
+from launchers.process_local import LAUNCHER
 from launchers.records import Records, Submission
 from mgd_ssl.errors import INTERRUPTED
 from mgd_ssl.printable import printable_lines
@@ -57,7 +57,7 @@ def launch_local(config: LocalConfig, command: Sequence[str], run: Path) -> int:
         max_restarts=config.restarts,
         **signals,
     )
-    args = ["-u", "-m", "launchers.process", str(records.folder), *command]
+    args = ["-u", "-m", "launchers.process_local", str(records.folder), *command]
     children: Mapping[int, ProcessFailure] = {}
     try:
         with as_sigterm(signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launchers.records import Failure, Records
-from launchers.states import State
+from launchers.slurm_queue import State
 from mgd_ssl.errors import INTERRUPTED
 
 KILLED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<how>Killed|.*signal.*|Out Of Memory)")

@@ -15,9 +15,9 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import _make_sbatch_string
 
 from launchers.config import SlurmConfig, minutes
+from launchers.process_slurm import SlurmTask
 from launchers.records import Records, Submission
-from launchers.slurm_task import SlurmTask
-from launchers.states import states
+from launchers.slurm_queue import states
 from mgd_ssl.config import brief
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import writing

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from linear_eval.protocols import Setting
-from linear_eval.shorten import Stretch
+from linear_eval.stretch import Stretch
 from moco.dist import sum_over_ranks
 
 

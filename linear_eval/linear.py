@@ -13,12 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from linear_eval.cache import cached_features
-from linear_eval.engine import Probe, held_out, stages
-from linear_eval.frozen import FrozenBackbone
+from linear_eval.feature_batches import CachedSource, LiveSource, Source, Transform, standardising
+from linear_eval.feature_cache import cached_features
+from linear_eval.probe import Probe, held_out, stages
 from linear_eval.protocols import Protocol, load_protocol
-from linear_eval.sources import CachedSource, LiveSource, Source, Transform, standardising
-from mgd_ssl.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.commands.pretrain import run_folder
 from mgd_ssl.config import (
     MAX_SEED,
     MAX_SIZE,
@@ -31,19 +30,20 @@ from mgd_ssl.config import (
     each_once,
     parse,
 )
-from mgd_ssl.data import decoding_as_in
-from mgd_ssl.environment import environment
+from mgd_ssl.data.samples import decoding_as_in
+from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import Interrupted, UserError, once_trained
-from mgd_ssl.evaluation import Evaluation
-from mgd_ssl.features import Features, Labelled, scan_labelled
+from mgd_ssl.evaluation.features import Features, Labelled, scan_labelled
 from mgd_ssl.files import writing
-from mgd_ssl.log import RunLog, logger
-from mgd_ssl.log_file import ending_told
-from mgd_ssl.pretrain import run_folder
+from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.printable import printable
-from mgd_ssl.result import damage, read_result, write_result
-from mgd_ssl.runtime import Runtime, StopRequest, on_rank_zero, process
-from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.run.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.run.environment import environment
+from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.log_file import ending_told
+from mgd_ssl.run.result import damage, read_result, write_result
+from mgd_ssl.run.runtime import Runtime, StopRequest, on_rank_zero, process
 from mgd_ssl.untrained import find_evaluated, untrained
 
 PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise

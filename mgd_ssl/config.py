@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mgd_ssl.decode import PILLOWS_LIMIT, USUAL
+from mgd_ssl.data.decode import PILLOWS_LIMIT, USUAL
 from mgd_ssl.errors import UserError, nearest
 
 MAX_SIZE = 8192  # pixels of an edge: what still fits in memory

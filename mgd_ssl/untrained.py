@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torchvision.models.resnet import ResNet
 
-from mgd_ssl.checkpoint import find_weights
-from mgd_ssl.encoders import BACKBONES, initial_encoder
 from mgd_ssl.errors import UserError, nearest
-from mgd_ssl.weights import LoadReport, load_backbone
+from mgd_ssl.networks.backbones import BACKBONES, initial_encoder
+from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.run.checkpoint import find_weights
 
 PREFIX = "random:"
 

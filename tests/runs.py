@@ -17,16 +17,16 @@ from torch import Tensor
 
 from mgd_ssl import pretrain
 from mgd_ssl.cli import main
-from mgd_ssl.data import PretrainBatch
-from mgd_ssl.engine import Trainer
-from mgd_ssl.method import Losses
+from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 
 SPEED = ("seconds", "images_per_second", "data_wait")  # what differs between two equal runs
 DEADLINE = 120  # seconds after which a process of a test hangs
 
 # children are forked from one process that has imported everything: a real process in milliseconds
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mgd_ssl.pretrain", "mgd_ssl.cli", "mgd_ssl"])
+processes.set_forkserver_preload(["mgd_ssl.commands.pretrain", "mgd_ssl.cli", "mgd_ssl"])
 
 
 def tiny(images: Path, out: Path, **changes: Any) -> dict[str, Any]:

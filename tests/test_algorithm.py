@@ -13,11 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from torch import Tensor
 
-from mgd_ssl.loss import partial_l2
-from mgd_ssl.margin import MeasuredMargin, relu_margin
-from mgd_ssl.matching import MatchingStatistics, assign, matching_cost, total_cost
-from mgd_ssl.mgd import INITIAL_MARGIN, MGD
-from mgd_ssl.reducers import REDUCERS, random_drop
+from mgd_ssl.mgd.loss import partial_l2
+from mgd_ssl.mgd.margin import MeasuredMargin, relu_margin
+from mgd_ssl.mgd.matching import MatchingStatistics, assign, matching_cost, total_cost
+from mgd_ssl.mgd.mgd import INITIAL_MARGIN, MGD
+from mgd_ssl.mgd.reducers import REDUCERS, random_drop
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mgd_ssl.photograph import photograph
+from mgd_ssl.bench.photographs import photograph
+from mgd_ssl.data.views_cpu import cut_view, render_view_fast
+from mgd_ssl.data.views_device import finish_views
 from moco import View, ViewPolicy, draw_view, render_view
 from moco.augment import box_radius
-from moco.augment_cpu import cut_view, render_view_fast
-from moco.augment_device import finish_views
 
 Pixels = NDArray[np.uint8]
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from mgd_ssl.bench import verdict
+from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.bench.views import InMemory, published_transforms
 from mgd_ssl.cli import main
-from mgd_ssl.photograph import photograph
+from mgd_ssl.commands.bench import verdict
 
 
 def test_bench_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mgd_ssl import TrainingError, UserError
-from mgd_ssl.checkpoint import Checkpoints, serialised
 from mgd_ssl.files import write_whole
-from mgd_ssl.weights import read_checkpoint
+from mgd_ssl.networks.weights import read_checkpoint
+from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from tests.runs import ended, processes
 
 ROOM = 256 * 1024  # bytes of the small disk
@@ -208,7 +208,7 @@ def test_a_state_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         reads.append(path)
         return read_checkpoint(path)
 
-    monkeypatch.setattr("mgd_ssl.checkpoint.read_checkpoint", counted)
+    monkeypatch.setattr("mgd_ssl.run.checkpoint.read_checkpoint", counted)
     assert checkpoints.newest_whole(pytest.fail) == path
     found = checkpoints.read(path)
     assert reads == [path] and torch.equal(found["weights"], state()["weights"])

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mgd_ssl.config import DataConfig
-from mgd_ssl.data import (
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.samples import (
     Backend,
     CentreCrops,
     EvalBatch,
@@ -26,11 +27,10 @@ from mgd_ssl.data import (
     subset,
     view_policy,
 )
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import ImageList
-from mgd_ssl.skipped import SkippedFiles
 from moco import ViewPolicy, draw_view, render_view
-from moco.augment_device import finish_views
 from tests.conftest import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

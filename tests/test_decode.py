@@ -19,16 +19,16 @@ from PIL import Image, ImageColor
 
 from linear_eval.linear import linear
 from mgd_ssl import UserError, pretrain
+from mgd_ssl.commands.knn import KNNEvaluationConfig, evaluate
 from mgd_ssl.config import DataConfig, PretrainConfig
-from mgd_ssl.data import CentreCrops, decoding_as_in
-from mgd_ssl.decode import Decoding, decode, decode_told
-from mgd_ssl.images import ImageList, Images
-from mgd_ssl.jpeg import decode_pixels, decode_pixels_told
-from mgd_ssl.knn_command import KNNEvaluationConfig, evaluate
-from mgd_ssl.pack import pack
-from mgd_ssl.report.images import Folders
-from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.sources import open_images
+from mgd_ssl.data.decode import Decoding, decode, decode_told
+from mgd_ssl.data.images import ImageList, Images
+from mgd_ssl.data.jpeg import decode_pixels, decode_pixels_told
+from mgd_ssl.data.pack import pack
+from mgd_ssl.data.samples import CentreCrops, decoding_as_in
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.report.pictures import Folders
 from tests.runs import assert_same_end, ended, free_port, start, tiny
 
 pytestmark = pytest.mark.usefixtures("cache")

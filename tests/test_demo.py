@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import mgd_ssl.demo as demo
-from mgd_ssl.demo.images import TEXTURES, make_image, make_image_set
+import mgd_ssl.commands.demo as demo
+from mgd_ssl.demo.textures import TEXTURES, make_image, make_image_set
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
-from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data import CentreCrops, PretrainBatch
-from mgd_ssl.encoders import build_backbone, build_encoder
-from mgd_ssl.engine import Trainer
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.samples import CentreCrops, PretrainBatch
+from mgd_ssl.distillation.rematch import update_matching
 from mgd_ssl.errors import RankZeroError
-from mgd_ssl.images import ImageList
-from mgd_ssl.method import Losses
-from mgd_ssl.rematch import update_matching
-from mgd_ssl.runtime import StopRequest, on_rank_zero
-from mgd_ssl.runtime import process as this_process
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.networks.backbones import build_backbone, build_encoder
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.runtime import StopRequest, on_rank_zero
+from mgd_ssl.run.runtime import process as this_process
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 from moco.dist import gather_batch, rank, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from moco.split_norm import split_batch_norms

@@ -7,8 +7,8 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from mgd_ssl.encoders import BACKBONES, build_backbone, build_encoder, stage_taps, trunk
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.backbones import BACKBONES, build_backbone, build_encoder, stage_taps, trunk
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
 

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl import PretrainConfig, Teacher, TrainingError, UserError, pretrain
-from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.cli import main
-from mgd_ssl.data import Backend, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
-from mgd_ssl.encoders import build_backbone
-from mgd_ssl.engine import Trainer
-from mgd_ssl.images import ImageList
-from mgd_ssl.log import RunLog, logger
-from mgd_ssl.method import DistilledMoCo
-from mgd_ssl.mgd import MGD
-from mgd_ssl.pretrain import build_method
-from mgd_ssl.runtime import AUTOCAST, Runtime, cores
-from mgd_ssl.skipped import SkippedFiles
+from mgd_ssl.commands.pretrain import build_method
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.samples import Backend, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.mgd.mgd import MGD
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.runtime import AUTOCAST, Runtime, cores
+from mgd_ssl.tasks.moco import DistilledMoCo
+from mgd_ssl.training.loop import Trainer
 from moco import MoCo
 from tests.runs import flags, rows, steps_saved, tiny, trained_teacher
 

@@ -14,7 +14,7 @@ from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 
 from mgd_ssl import Interrupted, pretrain
-from mgd_ssl.event_file import EventFile
+from mgd_ssl.run.event_file import EventFile
 from tests.runs import stop_after, tiny, trained_teacher
 
 Points = dict[str, list[tuple[int, float]]]

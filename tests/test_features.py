@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mgd_ssl.features import extract_features
-from mgd_ssl.images import ImageList
-from mgd_ssl.runtime import Runtime
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.run.runtime import Runtime
 from tests.conftest import write_images
 
 CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)

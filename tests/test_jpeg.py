@@ -8,10 +8,10 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
-from mgd_ssl import jpeg
-from mgd_ssl.decode import Decoding, decode
-from mgd_ssl.jpeg import decode_pixels
-from mgd_ssl.photograph import photograph
+from mgd_ssl.bench.photographs import photograph
+from mgd_ssl.data import jpeg
+from mgd_ssl.data.decode import Decoding, decode
+from mgd_ssl.data.jpeg import decode_pixels
 
 PHOTO = photograph(0, 77, 50)
 

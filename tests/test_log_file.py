@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-import mgd_ssl.log_file
+import mgd_ssl.run.log_file
 from linear_eval import linear
 from mgd_ssl import Interrupted, UserError, pretrain
-from mgd_ssl.engine import Trainer
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.files import Appended, DiskError
-from mgd_ssl.log import RunLog, logger
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.training.loop import Trainer
 from tests.linear_eval.conftest import BASE, weights, write_protocol
 from tests.runs import stop_after, tiny
 
@@ -110,7 +110,7 @@ def test_a_failed_start_writes_nothing_where_there_is_no_run(image_folder: Path,
 
 def test_only_the_first_rank_tells(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(mgd_ssl.log_file, "rank", lambda: 1)
+    monkeypatch.setattr(mgd_ssl.run.log_file, "rank", lambda: 1)
     with pytest.raises(UserError):
         pretrain(**tiny(image_folder, tmp_path / "run", optim={"batch_size": 15}))
     assert os.listdir(tmp_path / "run") == []

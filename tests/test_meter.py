@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mgd_ssl import meter as meter_module
-from mgd_ssl.data import PretrainBatch
+from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.meter import Clock, Meter
-from mgd_ssl.method import Losses
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training import meter as meter_module
+from mgd_ssl.training.meter import Clock, Meter
 
 
 def losses(*terms: float) -> Losses:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mgd_ssl.method import DistilledMoCo
+from mgd_ssl.tasks.moco import DistilledMoCo
 from moco import MoCo
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mgd_ssl import pretrain
-from mgd_ssl.log import RunLog
-from mgd_ssl.metrics import MetricsFile
+from mgd_ssl.run.log import RunLog
+from mgd_ssl.run.metrics import MetricsFile
 from tests.runs import tiny
 
 

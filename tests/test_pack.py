@@ -16,13 +16,13 @@ import webdataset
 from PIL import Image
 
 from mgd_ssl import Interrupted, TrainingError, UserError
-from mgd_ssl import pack as pack_module
 from mgd_ssl.cli import main
-from mgd_ssl.images import ImageList
-from mgd_ssl.log import logger
-from mgd_ssl.pack import Packing, pack
-from mgd_ssl.shard_index import scan_shard
-from mgd_ssl.sources import open_images
+from mgd_ssl.data import pack as pack_module
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.pack import Packing, pack
+from mgd_ssl.data.shard_index import scan_shard
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.run.log import logger
 from tests.conftest import write_images
 from tests.runs import ended, processes
 

@@ -23,24 +23,24 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from mgd_ssl import engine
-from mgd_ssl import rematch as rematch_module
-from mgd_ssl.checkpoint import Checkpoints
 from mgd_ssl.config import DataConfig, MGDConfig, OptimConfig, PretrainConfig, RuntimeConfig
-from mgd_ssl.data import EvalBatch, PretrainBatch
-from mgd_ssl.encoders import build_encoder, stage_taps
-from mgd_ssl.engine import Trainer
-from mgd_ssl.images import ImageList, Images
-from mgd_ssl.log import RunLog
-from mgd_ssl.loss import partial_l2
-from mgd_ssl.margin import relu_margin
-from mgd_ssl.matching import assign, matching_cost, total_cost
-from mgd_ssl.method import DistilledMoCo, Losses
-from mgd_ssl.mgd import MGD, StageMatch
-from mgd_ssl.reducers import REDUCERS
-from mgd_ssl.runtime import Runtime
-from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.data.images import ImageList, Images
+from mgd_ssl.data.samples import EvalBatch, PretrainBatch
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.distillation import rematch as rematch_module
+from mgd_ssl.mgd.loss import partial_l2
+from mgd_ssl.mgd.margin import relu_margin
+from mgd_ssl.mgd.matching import assign, matching_cost, total_cost
+from mgd_ssl.mgd.mgd import MGD, StageMatch
+from mgd_ssl.mgd.reducers import REDUCERS
+from mgd_ssl.networks.backbones import build_encoder, stage_taps
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.log import RunLog
+from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.tasks.moco import DistilledMoCo, Losses
+from mgd_ssl.training import loop as engine
+from mgd_ssl.training.loop import Trainer
 from moco import MoCo
 
 FOLDER = Path(os.environ.get("MGD_REFERENCE", Path(__file__).parent / "reference"))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mgd_ssl import MGD, DistilledMoCo, MoCo, Teacher
-from mgd_ssl.data import CentreCrops
-from mgd_ssl.encoders import build_backbone
-from mgd_ssl.images import ImageList
-from mgd_ssl.matching import matching_cost
-from mgd_ssl.rematch import update_matching
-from mgd_ssl.runtime import Runtime
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.samples import CentreCrops
+from mgd_ssl.distillation.rematch import update_matching
+from mgd_ssl.mgd.matching import matching_cost
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.run.runtime import Runtime
 
 CPU = torch.device("cpu")
 

@@ -24,23 +24,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-import mgd_ssl.report
+import mgd_ssl.commands.report
 from mgd_ssl import cli
+from mgd_ssl.commands.pretrain import pretrain
+from mgd_ssl.commands.report import write_report
 from mgd_ssl.config import PretrainConfig, find_config, load_toml
+from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation import Evaluation
-from mgd_ssl.pack import pack
-from mgd_ssl.pretrain import pretrain
+from mgd_ssl.networks.weights import read_checkpoint
 from mgd_ssl.printable import cell
-from mgd_ssl.report import figures, published, write_report
+from mgd_ssl.report import figures, published
 from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
-from mgd_ssl.report.images import principal_components
-from mgd_ssl.report.runs import read_runs
+from mgd_ssl.report.pictures import principal_components
 from mgd_ssl.report.sizes import savings, size_of
 from mgd_ssl.report.tables import Row, differing, full_frame, rows
 from mgd_ssl.report.verdict import verdicts
-from mgd_ssl.weights import read_checkpoint
+from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.read import read_runs
 from tests.linear_eval.conftest import BASE, write_protocol
 
 Make = Callable[..., Path]
@@ -595,7 +596,7 @@ def test_runs_without_any_accuracy_or_finite_loss(copied: Make, tmp_path: Path) 
 
 
 def test_the_table_holds_no_formulas(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mgd_ssl.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
     names = ["=HYPERLINK(A1)", "+1+1", "-2+3", "@SUM(1)", "-0.5", "a-b"]
     _, csv = report([copied("moco", name, optim__lr=0.01 * (i + 1)) for i, name in enumerate(names)], tmp_path)
     assert [name for name in csv["runs"] if name in names] == ["-0.5", "a-b"]
@@ -609,7 +610,7 @@ def test_the_table_holds_no_formulas(copied: Make, tmp_path: Path, monkeypatch: 
 def test_names_do_not_act_on_a_terminal(
     copied: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mgd_ssl.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
     run = copied("moco", "a\x1b[2Jb")
     assert cli.main(["report", str(run), "--out", str(tmp_path / "c\x1b[31m.html")]) == 0
     assert cli.main(["runs", str(run)]) == 0
@@ -711,7 +712,7 @@ def test_an_out_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr(mgd_ssl.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message):
         write_report([trained / "moco"], tmp_path / out)
@@ -724,7 +725,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mgd_ssl.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_report([trained / "moco"], tmp_path / "report.html")
@@ -734,7 +735,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_the_command(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mgd_ssl.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
     out = tmp_path / "report.html"
     assert cli.main(["report", str(trained / "moco"), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out

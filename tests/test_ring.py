@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 import torch
 
-from mgd_ssl.data import Backend, PretrainBatch, TwoViews
+from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.ring import SPARE, Ring, view_batches
+from mgd_ssl.data.samples import Backend, PretrainBatch, TwoViews
 from mgd_ssl.errors import UserError
-from mgd_ssl.images import ImageList, Unreadable
-from mgd_ssl.ring import SPARE, Ring, view_batches
 from moco import ViewPolicy
 from tests.conftest import write_images
 

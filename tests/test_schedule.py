@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from mgd_ssl.schedule import learning_rate, matching_epochs
+from mgd_ssl.training.schedule import learning_rate, matching_epochs
 
 
 def published_lr(epoch: int) -> float:

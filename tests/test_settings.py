@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mgd_ssl import TrainingError, UserError, knn, pretrain
-from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl import TrainingError, UserError, pretrain
 from mgd_ssl.config import PretrainConfig, RuntimeConfig, Settings
-from mgd_ssl.data import PretrainBatch
-from mgd_ssl.encoders import build_backbone
-from mgd_ssl.engine import Trainer
-from mgd_ssl.features import Features
-from mgd_ssl.method import Losses
-from mgd_ssl.mgd import MGD, Target
-from mgd_ssl.runtime import Runtime
-from mgd_ssl.runtime import process as this_process
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.evaluation import knn
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.mgd.mgd import MGD, Target
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.run.runtime import process as this_process
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 from moco import View
 from tests.conftest import write_images
 from tests.runs import rows, steps_saved, tiny, trained_teacher

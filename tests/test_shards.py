@@ -12,15 +12,16 @@ import pytest
 import torch
 import webdataset
 
-from mgd_ssl import Interrupted, UserError, pretrain, shards
-from mgd_ssl.data import CentreCrops, TwoViews, batches, chunks
-from mgd_ssl.features import scan_labelled
-from mgd_ssl.images import ImageList, Images
-from mgd_ssl.log import logger
-from mgd_ssl.pack import pack
-from mgd_ssl.shard_index import ShardIndex, scan_shard
-from mgd_ssl.shards import ShardImages, cache_path
-from mgd_ssl.sources import open_images
+from mgd_ssl import Interrupted, UserError, pretrain
+from mgd_ssl.data import shards
+from mgd_ssl.data.images import ImageList, Images
+from mgd_ssl.data.pack import pack
+from mgd_ssl.data.samples import CentreCrops, TwoViews, batches, chunks
+from mgd_ssl.data.shard_index import ShardIndex, scan_shard
+from mgd_ssl.data.shards import ShardImages, cache_path
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.evaluation.features import scan_labelled
+from mgd_ssl.run.log import logger
 from moco import ViewPolicy
 from tests.conftest import write_images
 from tests.runs import assert_same_end, processes, stop_after, tiny, trained_teacher

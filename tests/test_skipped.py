@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.unreadable import TOLD, SkippedFiles
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.images import ImageList, Unreadable
-from mgd_ssl.skipped import TOLD, SkippedFiles
 
 
 def names(count: int) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl import UserError, pretrain
-from mgd_ssl.encoders import build_encoder
+from mgd_ssl.networks.backbones import build_encoder
 from moco import MoCo
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from moco.split_norm import SplitBatchNorm2d, split_batch_norms

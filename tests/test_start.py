@@ -12,11 +12,11 @@ import torch
 
 from mgd_ssl import TrainingError, UserError, pretrain
 from mgd_ssl.cli import main
-from mgd_ssl.data import PretrainBatch
-from mgd_ssl.engine import Trainer
+from mgd_ssl.commands.pretrain import check
+from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.errors import exit_code
-from mgd_ssl.method import Losses
-from mgd_ssl.pretrain import check
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 from tests.conftest import write_images
 from tests.runs import assert_same_end, ended, flags, hold_at, rows, start, steps_saved, tiny, trained_teacher, wait_for
 

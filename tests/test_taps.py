@@ -9,8 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from mgd_ssl.encoders import build_backbone, stage_taps
-from mgd_ssl.taps import FeatureTaps
+from mgd_ssl.networks.backbones import build_backbone, stage_taps
+from mgd_ssl.networks.taps import FeatureTaps
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mgd_ssl.encoders import build_backbone
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.teacher import Teacher
 
 
 def trained(arch: str) -> Teacher:

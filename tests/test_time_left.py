@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mgd_ssl.time_left import TimeLeft, clock_face
+from mgd_ssl.training.time_left import TimeLeft, clock_face
 
 
 class Clock:

@@ -14,11 +14,11 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl import pretrain
-from mgd_ssl.data import PretrainBatch
-from mgd_ssl.engine import Trainer
-from mgd_ssl.method import Losses
-from mgd_ssl.runtime import Runtime
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 from moco import MoCo
 from tests.runs import tiny, trained_teacher
 from tests.test_engine import trainer_for

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mgd_ssl.bench.config import BenchConfig
 from mgd_ssl.bench.step import timed, training_step
-from mgd_ssl.data import TrainingOrder
-from mgd_ssl.encoders import build_backbone, stage_taps
-from mgd_ssl.matching import MatchingStatistics
-from mgd_ssl.mgd import MGD
-from mgd_ssl.runtime import Runtime
-from mgd_ssl.taps import FeatureTaps
+from mgd_ssl.data.samples import TrainingOrder
+from mgd_ssl.mgd.matching import MatchingStatistics
+from mgd_ssl.mgd.mgd import MGD
+from mgd_ssl.networks.backbones import build_backbone, stage_taps
+from mgd_ssl.networks.taps import FeatureTaps
+from mgd_ssl.run.runtime import Runtime
 
 QUEUES = (4096, 262_144)  # sizes compared
 

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.checkpoint import Checkpoints
+from mgd_ssl.commands.pretrain import build_method
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig
-from mgd_ssl.data import PretrainBatch, chosen_backend
-from mgd_ssl.encoders import build_backbone, build_encoder, stage_taps
-from mgd_ssl.engine import Trainer
-from mgd_ssl.images import ImageList
-from mgd_ssl.pretrain import build_method
-from mgd_ssl.runtime import Runtime, process
-from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.taps import FeatureTaps
-from mgd_ssl.teacher import Teacher
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.samples import PretrainBatch, chosen_backend
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.networks.backbones import build_backbone, build_encoder, stage_taps
+from mgd_ssl.networks.taps import FeatureTaps
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.training.loop import Trainer
 from moco import ViewPolicy, draw_view
 
 

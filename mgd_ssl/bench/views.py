@@ -18,14 +18,14 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from mgd_ssl.data import Backend, Space, TwoViews, batches
-from mgd_ssl.decode import decode
-from mgd_ssl.images import ImageList, Unreadable
-from mgd_ssl.jpeg import decode_pixels
-from mgd_ssl.photograph import jpeg, photograph
-from mgd_ssl.ring import view_batches
+from mgd_ssl.bench.photographs import jpeg, photograph
+from mgd_ssl.data.decode import decode
+from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.jpeg import decode_pixels
+from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.samples import Backend, Space, TwoViews, batches
+from mgd_ssl.data.views_cpu import Pixels, cut_view, finish_view
 from moco import ViewPolicy, draw_view, render_view
-from moco.augment_cpu import Pixels, cut_view, finish_view
 
 NUM_IMAGES = 20  # a stage handles all of them before it is the next one's turn
 HANDOVER_BATCH = 32

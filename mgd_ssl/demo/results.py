@@ -10,7 +10,7 @@ from PIL import Image
 
 from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, tables
-from mgd_ssl.report.runs import Run
+from mgd_ssl.run.read import Run
 
 
 def summarised(runs: Sequence[Run], num_classes: int) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
-from mgd_ssl.report.runs import Run
+from mgd_ssl.run.read import Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")

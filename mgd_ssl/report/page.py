@@ -8,15 +8,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mgd_ssl.environment import environment
 from mgd_ssl.report import published
 from mgd_ssl.report.channels import StageReport, stage_reports
 from mgd_ssl.report.figures import Picture, curves, matching_pictures
-from mgd_ssl.report.images import Folders, embedding_pictures, view_pictures
-from mgd_ssl.report.runs import Run
+from mgd_ssl.report.pictures import Folders, embedding_pictures, view_pictures
 from mgd_ssl.report.sizes import savings, size_rows
 from mgd_ssl.report.tables import KIND_NAMES, Row, differing, side_by_side
 from mgd_ssl.report.verdict import verdicts
+from mgd_ssl.run.environment import environment
+from mgd_ssl.run.read import Run
 
 TEMPLATE = "page.html"
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgd_ssl.config import PretrainConfig, find_config, flattened, load_toml
-from mgd_ssl.report.runs import Run
-from mgd_ssl.schedule import chosen_matching_epochs
+from mgd_ssl.run.read import Run
+from mgd_ssl.training.schedule import chosen_matching_epochs
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.encoders import BACKBONES, build_backbone, trunk
-from mgd_ssl.report.runs import Run
+from mgd_ssl.networks.backbones import BACKBONES, build_backbone, trunk
+from mgd_ssl.run.read import Run
 
 
 class Size(NamedTuple):

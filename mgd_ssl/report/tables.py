@@ -11,7 +11,7 @@ import pandas as pd
 from mgd_ssl.config import FREE_TO_CHANGE, flattened
 from mgd_ssl.printable import printable
 from mgd_ssl.report import published
-from mgd_ssl.report.runs import Run
+from mgd_ssl.run.read import Run
 
 KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN"}
 

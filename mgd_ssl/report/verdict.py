@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student_t
 
 from mgd_ssl.config import FREE_TO_CHANGE, flattened
-from mgd_ssl.report.runs import Run
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
+from mgd_ssl.run.read import Run
 
 MAX_VERDICTS = 4
 SHOWN = 48  # characters of runs' names

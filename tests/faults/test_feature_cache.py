@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linear_eval import cache
-from linear_eval.frozen import FrozenBackbone
-from mgd_ssl.features import Features
-from mgd_ssl.images import ImageList
+from linear_eval import feature_cache as cache
+from mgd_ssl.data.images import ImageList
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.networks.frozen import FrozenBackbone
 from tests.linear_eval.conftest import weights
 from tests.two_processes import CPU
 

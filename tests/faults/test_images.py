@@ -24,21 +24,21 @@ from PIL import Image
 from pyarrow import parquet
 
 from mgd_ssl import TrainingError, pretrain
+from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.cli import main
-from mgd_ssl.data import Backend, CentreCrops, PretrainBatch, TwoViews
-from mgd_ssl.decode import Decoding, decode
-from mgd_ssl.engine import Trainer
+from mgd_ssl.data.decode import Decoding, decode
+from mgd_ssl.data.hugging_face import ArrowImages, saved_files
+from mgd_ssl.data.images import ImageList, Images, Unreadable
+from mgd_ssl.data.jpeg import decode_pixels
+from mgd_ssl.data.pack import pack
+from mgd_ssl.data.samples import Backend, CentreCrops, PretrainBatch, TwoViews
+from mgd_ssl.data.shard_index import scan_shard
+from mgd_ssl.data.shards import ShardImages
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
-from mgd_ssl.hugging_face import ArrowImages, saved_files
-from mgd_ssl.images import ImageList, Images, Unreadable
-from mgd_ssl.jpeg import decode_pixels
-from mgd_ssl.method import Losses
-from mgd_ssl.pack import pack
-from mgd_ssl.photograph import photograph
-from mgd_ssl.shard_index import scan_shard
-from mgd_ssl.shards import ShardImages
-from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.sources import open_images
+from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.loop import Trainer
 from moco import ViewPolicy
 from tests.conftest import write_images
 from tests.runs import DEADLINE, flags, processes, tiny

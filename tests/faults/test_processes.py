@@ -40,7 +40,7 @@ def strike(process: ForkServerProcess, draw: random.Random, choose: Callable[[li
 
 def is_rank(pid: int) -> bool:
     try:
-        return b"launchers.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"launchers.process_local" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

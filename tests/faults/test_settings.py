@@ -21,27 +21,27 @@ from typing import Annotated, Any, cast
 import annotated_types
 import pytest
 
+from benchmarks.linear import BenchConfig as LinearBenchConfig
 from launchers import runs as runs_command
 from launchers.config import LocalConfig, SlurmConfig
 from launchers.launch import main as launch
 from launchers.slurm import batch_script
 from launchers.sweep import read_sweep
-from linear_eval.bench import BenchConfig as LinearBenchConfig
 from linear_eval.linear import LinearConfig
 from linear_eval.protocols import Protocol, load_protocol
 from mgd_ssl.bench.config import BenchConfig
+from mgd_ssl.commands.demo import DemoConfig
+from mgd_ssl.commands.knn import KNNEvaluationConfig
+from mgd_ssl.commands.report import ReportConfig
 from mgd_ssl.config import CONFIGS, PretrainConfig, Settings, load_toml
-from mgd_ssl.demo import DemoConfig
+from mgd_ssl.data.pack import PackConfig
 from mgd_ssl.errors import UserError, exit_code
-from mgd_ssl.knn_command import KNNEvaluationConfig
-from mgd_ssl.log import RunLog, logger
-from mgd_ssl.pack import PackConfig
-from mgd_ssl.report import ReportConfig
 from mgd_ssl.report.figures import curves, matching_pictures
-from mgd_ssl.report.runs import read_runs
 from mgd_ssl.report.sizes import size_rows
 from mgd_ssl.report.tables import rows
 from mgd_ssl.report.verdict import verdicts
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.read import read_runs
 
 PROTOCOL = load_protocol("moco").model_dump()
 MODELS: dict[type[Settings], dict[str, Any]] = {

@@ -14,18 +14,20 @@ from typing import Any
 import pytest
 
 from launchers.records import Records
-from linear_eval import cache, linear
-from linear_eval.cache import Writer
-from mgd_ssl import Interrupted, pretrain, rematch
-from mgd_ssl.checkpoint import Checkpoints
+from linear_eval import feature_cache as cache
+from linear_eval import linear
+from linear_eval.feature_cache import Writer
+from mgd_ssl import Interrupted, pretrain
 from mgd_ssl.cli import main
-from mgd_ssl.evaluation import Evaluation
-from mgd_ssl.event_file import EventFile
-from mgd_ssl.log_file import LogFile
-from mgd_ssl.metrics import MetricsFile
-from mgd_ssl.pack import Packer, pack
-from mgd_ssl.skipped import SkippedFiles
-from mgd_ssl.weights import read_checkpoint
+from mgd_ssl.data.pack import Packer, pack
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.distillation import rematch
+from mgd_ssl.networks.weights import read_checkpoint
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.event_file import EventFile
+from mgd_ssl.run.log_file import LogFile
+from mgd_ssl.run.metrics import MetricsFile
 from tests.conftest import write_images
 from tests.faults.disk import Disk, small_disk
 from tests.linear_eval.conftest import BASE, weights, write_protocol
@@ -107,7 +109,7 @@ def refuse(writer: object, disk: Disk, fault: str) -> None:
         appended._file = Refused(appended._file, number)
 
 
-pretrain_module = import_module("mgd_ssl.pretrain")  # the package has a function of that name
+pretrain_module = import_module("mgd_ssl.commands.pretrain")  # the package has a function of that name
 
 WRITERS: dict[str, tuple[Any, str, int]] = {  # the last is the call that meets the fault
     "metrics.jsonl": (MetricsFile, "write", 1),
@@ -216,7 +218,7 @@ def test_matching_costs_meet_a_full_disk(
         save_costs(*args)
 
     reasons: list[str] = []
-    monkeypatch.setattr("mgd_ssl.engine.save_costs", full)
+    monkeypatch.setattr("mgd_ssl.training.loop.save_costs", full)
     code = main(["pretrain", *flags(tiny(image_folder, disk.folder / "run", teacher=teacher))])
     disk.mend()
     told = one_sentence(code, capsys.readouterr().err)

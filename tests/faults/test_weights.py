@@ -16,10 +16,10 @@ from torch import Tensor
 
 from linear_eval import linear
 from mgd_ssl import Interrupted, UserError, pretrain
-from mgd_ssl.checkpoint import serialised
-from mgd_ssl.encoders import build_backbone
-from mgd_ssl.records import check_records
-from mgd_ssl.weights import load_backbone, parsed, read_checkpoint
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.weights import load_backbone, parsed, read_checkpoint
+from mgd_ssl.run.checkpoint import serialised
+from mgd_ssl.run.zip_records import check_records
 from tests.linear_eval.conftest import BASE, write_protocol
 from tests.runs import assert_same_end, differing, stop_after, tiny, trained_teacher
 
@@ -93,7 +93,7 @@ def evaluated(folder: Path, image_folder: Path) -> dict[str, Any]:
         "runtime": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("linear_eval.engine.SAVE_SECONDS", -1)
+        monkeypatch.setattr("linear_eval.probe.SAVE_SECONDS", -1)
         linear(**settings)
     return settings
 

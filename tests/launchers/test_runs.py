@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from launchers import states, task
+from launchers import process as task
+from launchers import slurm_queue as states
 from launchers.outcome import killed_ranks, outcome
 from launchers.records import Attempt, End, Failure, Records, Submission
 from launchers.runs import main, read_rows, row
-from launchers.states import UNKNOWN, State
+from launchers.slurm_queue import UNKNOWN, State
 from mgd_ssl import pretrain
 from mgd_ssl.errors import UserError
 

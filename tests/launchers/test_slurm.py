@@ -325,7 +325,7 @@ def test_an_array_trains_a_run_an_element_and_evaluations_follow(
     words += [f"knn --data {image_folder} --k 1 5", "--", "pretrain", *flags(short)]
     assert main(words) == 0
     runs = [tmp_path / "runs" / f"seed={seed}" for seed in (0, 1)]
-    from mgd_ssl.report import main as report
+    from mgd_ssl.commands.report import main as report
 
     assert report([*map(str, runs), "--out", str(tmp_path / "report.html")]) == 0
     assert (tmp_path / "report.html").stat().st_size > 10_000

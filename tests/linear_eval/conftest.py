@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mgd_ssl.checkpoint import serialised
-from mgd_ssl.encoders import build_backbone
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.run.checkpoint import serialised
 
 BASE: dict[str, Any] = {
     "name": "small", "version": 1, "features": "cached", "standardise": True, "epochs": 3, "batch_size": 8,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from linear_eval import cache
-from linear_eval.frozen import FrozenBackbone
-from mgd_ssl import images as images_module
-from mgd_ssl.features import Features
-from mgd_ssl.images import ImageList, Unreadable
+from linear_eval import feature_cache as cache
+from mgd_ssl.data import images as images_module
+from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.networks.frozen import FrozenBackbone
 from tests.two_processes import CPU
 
 Compute = Callable[..., Features]

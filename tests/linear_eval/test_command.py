@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from linear_eval import linear
-from linear_eval.frozen import FrozenBackbone
 from mgd_ssl import cli
-from mgd_ssl.checkpoint import serialised
-from mgd_ssl.encoders import build_encoder
 from mgd_ssl.errors import TrainingError, UserError
-from mgd_ssl.evaluation import Evaluation
-from mgd_ssl.features import Labelled, scan_labelled
+from mgd_ssl.evaluation.features import Labelled, scan_labelled
+from mgd_ssl.networks.backbones import build_encoder
+from mgd_ssl.networks.frozen import FrozenBackbone
+from mgd_ssl.run.checkpoint import serialised
+from mgd_ssl.run.evaluation import Evaluation
 from tests.linear_eval.conftest import BASE, LIVE, weights, write_protocol
 from tests.runs import flags
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from linear_eval.engine import Probe, held_out, ranking, stages
+from linear_eval.feature_batches import CachedSource, standardising
 from linear_eval.heads import Heads, Scores, initial
+from linear_eval.probe import Probe, held_out, ranking, stages
 from linear_eval.protocols import Protocol, Setting
-from linear_eval.sources import CachedSource, standardising
 from mgd_ssl.errors import TrainingError, UserError
-from mgd_ssl.features import Features
-from mgd_ssl.log import RunLog
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.run.log import RunLog
 from moco.keyed import keyed_generator, keyed_seed
 from tests.linear_eval.conftest import BASE
 
@@ -109,7 +109,7 @@ def test_a_table_that_is_turned_at_once_equals_one_turned_batch_by_batch(monkeyp
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     source = CachedSource(features, standardising(features.values, True, CPU), CPU)
     at_once = source.rotated(rotation)
-    monkeypatch.setattr("linear_eval.sources.TURNED_AT_ONCE", 0)
+    monkeypatch.setattr("linear_eval.feature_batches.TURNED_AT_ONCE", 0)
     rows = np.array([3, 99, 0])
     plain, turned = source.take(rows), source.rotated(rotation).take(rows)
     torch.testing.assert_close(turned[0], plain[0] @ rotation)

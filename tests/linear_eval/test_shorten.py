@@ -8,7 +8,7 @@ import torch
 
 from linear_eval.heads import Heads, initial
 from linear_eval.protocols import Setting
-from linear_eval.shorten import Stretch, principal
+from linear_eval.stretch import Stretch, principal
 
 LRS = [1e-4, 1e-2, 0.3, 2.0, 30.0]
 VARIANCES = [1e-6, 0.02, 1.0, 7.0, 400.0]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from linear_eval.frozen import FrozenBackbone
-from linear_eval.sources import CROP_AND_FLIP, LiveSource, Transform
-from mgd_ssl.data import TrainingOrder
-from mgd_ssl.images import ImageList, Unreadable
-from mgd_ssl.runtime import Runtime
-from mgd_ssl.weights import LoadReport
+from linear_eval.feature_batches import CROP_AND_FLIP, LiveSource, Transform
+from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.samples import TrainingOrder
+from mgd_ssl.networks.frozen import FrozenBackbone
+from mgd_ssl.networks.weights import LoadReport
+from mgd_ssl.run.runtime import Runtime
 from moco import draw_view, render_view
 from tests.conftest import write_images
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from linear_eval import cache, linear
+from linear_eval import feature_cache as cache
+from linear_eval import linear
 from linear_eval.heads import Heads
-from mgd_ssl.features import Features, extract_features
+from mgd_ssl.evaluation.features import Features, extract_features
 from tests.linear_eval.conftest import BASE, write_protocol
 from tests.runs import command, ended, flags, processes, wait_for
 

@@ -29,9 +29,9 @@ def _hold(folder: Path, step: str, signalled: list[int]) -> None:
 
 
 def _install() -> None:
-    pretrain = import_module("mgd_ssl.pretrain")  # the package has a function of that name
-    from mgd_ssl.engine import Trainer
-    from mgd_ssl.runtime import StopRequest
+    pretrain = import_module("mgd_ssl.commands.pretrain")  # the package has a function of that name
+    from mgd_ssl.run.runtime import StopRequest
+    from mgd_ssl.training.loop import Trainer
 
     name, _, steps = os.environ.get("HOLD", ":").partition(":")
     fail_step, _, fail_rank = os.environ.get("FAIL", ":").partition(":")

@@ -1,0 +1,1 @@
+"""Images wherever they lie, their views and crops, and the batches made of them."""

@@ -1,0 +1,127 @@
+"""How batches come from the data workers to the training process: through memory that is used again and again.
+
+A fresh piece of shared memory for every batch costs more than the copy into it, as each of its pages is mapped anew
+in both processes. Here the workers write into the slots of a ring and send the slot's number.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import Dataset
+
+from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.samples import PREFETCH, PretrainBatch, Space, TwoViews, batches
+from mgd_ssl.errors import UserError, out_of_files
+from mgd_ssl.run.log import logger
+
+SPARE = 2  # slots more with a GPU, which may still be copying from them while the workers have all the others
+
+Key = tuple[int, int]
+Filled = tuple[int, int, list[Unreadable]]  # slot, images in it, what could not be decoded
+
+
+class Ring:
+    """Slots of shared memory: given out to be filled in turn, and given back when their batch was used.
+
+    Args:
+        dataset: what fills them.
+        batch_size: the most images there are in a batch.
+        num_slots: batches there is room for.
+        device: of the training.
+
+    Raises:
+        UserError: when there is not enough shared memory.
+    """
+
+    def __init__(self, dataset: TwoViews, batch_size: int, num_slots: int, device: torch.device) -> None:
+        self.dataset, self.device = dataset, device
+        spaces = [dataset.space(batch_size) for _ in range(num_slots)]
+        try:
+            self.spaces = [Space(*(tensor.share_memory_() for tensor in space)) for space in spaces]
+        except RuntimeError as error:
+            megabytes = num_slots * sum(tensor.nbytes for tensor in spaces[0]) // 2**20
+            raise out_of_files(error) or UserError(
+                f"the data workers need {megabytes} MB of shared memory, and there is not as much ({error}): "
+                "lower data.workers or optim.batch_size, or raise the container's --shm-size"
+            ) from error
+        self._free: deque[tuple[int, torch.cuda.Event | None]] = deque((slot, None) for slot in range(num_slots))
+
+    def addressed(self, keys: Iterable[Sequence[Key]]) -> Iterator[tuple[int, Sequence[Key]]]:
+        """The keys of every batch with the slot it shall be written to."""
+        for batch in keys:
+            assert self._free, "more batches are under way than there are slots"
+            slot, copied = self._free.popleft()
+            if copied is not None:
+                copied.synchronize()  # hardly ever waits: the slot was given back some batches ago
+            yield slot, batch
+
+    def read(self, filled: Iterable[Filled]) -> Iterator[PretrainBatch]:
+        """The batches, in place; each is overwritten some time after the next one is asked for."""
+        for slot, count, unreadable in filled:
+            views, rows = self.spaces[slot]
+            yield self.dataset.batch(Space(views[:, :count], rows[:, :count]), unreadable)
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(self.device))
+        self._free.append((slot, copied))
+
+
+class _Slots(Dataset[Filled]):
+    """What the workers see: fills the slot that comes with the keys."""
+
+    def __init__(self, dataset: TwoViews, spaces: list[Space]) -> None:
+        self.dataset, self.spaces = dataset, spaces
+
+    def __getitems__(self, request: tuple[int, Sequence[Key]]) -> Filled:
+        slot, keys = request
+        return slot, len(keys), self.dataset.fill(keys, self.spaces[slot])
+
+
+@contextmanager
+def view_batches(
+    dataset: TwoViews, keys: Iterable[Sequence[Key]], batch_size: int, workers: int, device: torch.device
+) -> Iterator[Iterator[PretrainBatch]]:
+    """Iterator over the batches of a training; the workers end with the block.
+
+    A batch may be read until the next one is asked for; then its memory is written to again. On a GPU copies that
+    were started until then are waited for.
+
+    Args:
+        dataset: of the views.
+        keys: of each batch, at most `batch_size`.
+        batch_size: the most images there are in a batch.
+        workers: processes; 0 renders in this one. Same batches for any number.
+        device: of the training.
+    """
+    # under way are PREFETCH batches a worker, and the one that is in use while another takes its place
+    num_slots = PREFETCH * workers + 1 + (SPARE if device.type == "cuda" else 0)
+    ring = Ring(dataset, batch_size, num_slots, device)
+    with (
+        _pinned(ring, device),
+        batches(_Slots(dataset, ring.spaces), ring.addressed(keys), workers, pin=False) as filled,
+    ):
+        yield ring.read(filled)
+
+
+@contextmanager
+def _pinned(ring: Ring, device: torch.device) -> Iterator[None]:
+    """Lock the ring's memory for copies to a GPU that do not wait; without a GPU do nothing."""
+    if device.type != "cuda":
+        yield
+        return
+    cuda = torch.cuda.cudart()
+    tensors = [tensor for space in ring.spaces for tensor in space]
+    locked = [tensor for tensor in tensors if int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0]
+    if len(locked) < len(tensors):
+        logger.warning("the memory of the data workers could not be pinned, so copies to the GPU will wait for it")
+    try:
+        yield
+    finally:
+        for tensor in locked:
+            cuda.cudaHostUnregister(tensor.data_ptr())

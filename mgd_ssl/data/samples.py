@@ -1,0 +1,327 @@
+"""Views and crops of images, the order they are seen in, and the batches made of them.
+
+Whatever is random is a function of (seed, epoch, index, view), so batches depend neither on the number of data
+workers nor on where a run was resumed.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from mgd_ssl.config import DataConfig
+from mgd_ssl.data.decode import Decoding, decode_told
+from mgd_ssl.data.images import Images, Noted, Unreadable
+from mgd_ssl.data.jpeg import decode_pixels_told
+from mgd_ssl.data.views_cpu import Pixels, cut_view, render_view_fast
+from mgd_ssl.data.worker import START_METHOD, NotingDataset, check_room, dead_worker, kill_leftover, start_worker, tell
+from mgd_ssl.errors import UserError, out_of_files
+from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
+from moco.keyed import keyed_generator
+
+STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
+REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
+PREFETCH = 2  # batches under way for each data worker
+
+Backend = Literal["reference", "cpu", "device"]
+T = TypeVar("T")
+Decoder = Callable[[bytes, Decoding], tuple[T, bool]]  # a file's pixels, and whether they were composited
+
+
+class PretrainBatch(NamedTuple):
+    """Two views of every image."""
+
+    im_q: Tensor  # [N, H, W, 3] uint8
+    im_k: Tensor  # [N, H, W, 3] uint8
+    unreadable: list[Unreadable]
+    rows: Tensor | None = None  # [2, N, 15], the rows of `View` by which the device has yet to finish both
+
+
+class EvalBatch(NamedTuple):
+    """Centre crops."""
+
+    images: Tensor  # [N, H, W, 3] uint8
+    indices: Tensor  # [N] where they come from; of the replacement where an image was unreadable
+    unreadable: list[Unreadable]
+
+
+class Samples:
+    """Decoding with replacement: an unreadable image gives way to another one, the same one every time."""
+
+    def __init__(self, images: Images, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def decode(self, index: int, noted: Noted) -> tuple[Image.Image, int]:
+        """`load` through Pillow, as RGB."""
+        return self.load(index, noted, decode_told)
+
+    def load(self, index: int, noted: Noted, how: Decoder[T]) -> tuple[T, int]:
+        """The image at `index` or its replacement, and where that one is; what there is to tell is noted.
+
+        Args:
+            index: of the image.
+            noted: where to.
+            how: decoder of a file's bytes.
+
+        Raises:
+            UserError: when nothing can be decoded in many tries.
+        """
+        candidate = index
+        for attempt in range(REPLACEMENTS):
+            try:
+                image, composited = how(self.images.read(candidate), self.images.decoding)
+                noted.decoded += 1
+                noted.composited += composited
+                return image, candidate
+            except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                if (told := out_of_files(error)) is not None:  # which is not the image's fault
+                    raise UserError(str(told)) from error
+                noted.append(Unreadable(self.images.name(candidate), f"{type(error).__name__}: {error}"))
+            generator = keyed_generator(self.seed, "replacement", index, attempt)
+            candidate = int(generator.integers(len(self.images)))
+        failure = noted[-1]
+        if not self.images.root.exists():
+            raise UserError(f"{self.images.root} is gone: bring it back, then run the same command again")
+        raise UserError(
+            f"{REPLACEMENTS} images tried in a row are unreadable, last {self.images.root / failure.name} "
+            f"({failure.why}): check that the folder holds whole images"
+        )
+
+
+class TwoViews(Samples, Dataset[PretrainBatch]):
+    """Query and key view of each image, addressed by (epoch, index).
+
+    Args:
+        images: what to look at.
+        policy: distribution of the views.
+        size: edge of a view in pixels.
+        seed: of the run.
+        backend: what renders them: PIL, this core's fast way, or that for the geometry and the device for the rest.
+    """
+
+    def __init__(
+        self, images: Images, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
+    ) -> None:
+        super().__init__(images, seed)
+        self.policy, self.size, self.backend = policy, size, backend
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> PretrainBatch:
+        """A batch; the loader calls this once with all keys of the batch."""
+        space = self.space(len(keys))
+        return self.batch(space, self.fill(keys, space))
+
+    def space(self, num_images: int) -> "Space":
+        """Memory for a batch."""
+        views = torch.empty((2, num_images, self.size, self.size, 3), dtype=torch.uint8)
+        return Space(views, torch.empty((2, num_images, len(View._fields))))
+
+    def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
+        """Write the views of a batch; what there is to tell of its files is returned."""
+        how: Decoder[Image.Image | Pixels] = decode_told if self.backend == "reference" else decode_pixels_told
+        out, table = space.views.numpy(), list[list[View]]()
+        unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(2)] for key in keys]
+        noted = Noted()
+        for i, (_, index) in enumerate(keys):
+            image: Image.Image | Pixels = self.load(index, noted, how)[0]  # once for both views
+            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+            pair = [place_view(each, self.policy, width, height) for each in unplaced[i]]
+            for v, view in enumerate(pair):
+                self.render(image, view, out[v, i])
+            table.append(pair)
+        space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
+        return noted
+
+    def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:
+        """One view, or its geometric part where the device does the rest: [size, size, 3]."""
+        if isinstance(image, Image.Image):
+            out[:] = np.asarray(render_view(image, view, self.size))
+        elif self.backend == "cpu":
+            render_view_fast(image, view, out)
+        else:
+            cut_view(image, view, out)
+
+    def batch(self, space: "Space", unreadable: list[Unreadable]) -> PretrainBatch:
+        """What `fill` has written, in place."""
+        im_q, im_k = space.views
+        return PretrainBatch(im_q, im_k, unreadable, space.rows if self.backend == "device" else None)
+
+
+class Space(NamedTuple):
+    """Memory of a batch of view pairs."""
+
+    views: Tensor  # [2, N, H, W, 3] uint8
+    rows: Tensor  # [2, N, 15]
+
+
+CROP_VERSION = 1  # to be raised when the pixels of `CentreCrops` change; caches of features hold it
+
+
+class CentreCrops(Samples, Dataset[EvalBatch]):
+    """The image as it is evaluated: short side to 256/224 of the size, centre crop (as published)."""
+
+    def __init__(self, images: Images, size: int, seed: int) -> None:
+        super().__init__(images, seed)
+        self.size = size
+
+    def __getitems__(self, indices: Sequence[int]) -> EvalBatch:
+        """A batch; the loader calls this once with all indices of the batch."""
+        crops = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+        used, noted = [], Noted()
+        for row, index in enumerate(indices):
+            image, where = self.decode(index, noted)
+            reach = STRIP * min(image.size)  # the ends of a long strip are out of the crop, but would be enlarged first
+            image = TF.center_crop(image, [min(image.height, reach), min(image.width, reach)])
+            image = TF.resize(image, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR)
+            crops[row] = np.asarray(TF.center_crop(image, [self.size, self.size]))
+            used.append(where)
+        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
+
+
+class TrainingOrder:
+    """Keys (epoch, index) of this rank's part of every global batch, from a step on to the end of the run.
+
+    The order of an epoch is a function of (seed, epoch); what is left over at its end is dropped. The global batch
+    of a step does not depend on the number of processes.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, epochs: int, seed: int, first_step: int, rank: int, world_size: int
+    ) -> None:
+        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
+        self.first_step, self.rank, self.world_size = first_step, rank, world_size
+        self.steps_per_epoch = num_images // batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, part in self.parts():
+            yield [(epoch, int(index)) for index in part]
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The epoch and the indices of every part."""
+        local = self.batch_size // self.world_size
+        first_epoch, first = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = keyed_generator(self.seed, "order", epoch).permutation(self.num_images)
+            for step in range(first, self.steps_per_epoch):
+                start = step * self.batch_size + self.rank * local
+                yield epoch, order[start : start + local]
+            first = 0
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.first_step
+
+
+def chosen_backend(config: DataConfig, device: torch.device) -> Backend:
+    """What renders the views of a run that trains on `device`."""
+    if config.backend != "auto":
+        return config.backend
+    return "device" if device.type == "cuda" else "cpu"
+
+
+def decoding_of(config: DataConfig) -> Decoding:
+    """How the images of a run become pixels, also those of its k-NN."""
+    return Decoding(config.background, config.max_pixels)
+
+
+def decoding_as_in(run: Path | None, background: str | None, max_pixels: int | None) -> Decoding:
+    """How the images of an evaluation become pixels: as told, else as in the run's folder, else as usual.
+
+    Raises:
+        UserError: when the run's settings make no sense.
+    """
+    told = {"background": background, "max_pixels": max_pixels}
+    try:
+        of_run = json.loads((run / "config.json").read_text())["config"]["data"] if run else {}
+        chosen = {key: of_run.get(key) if value is None else value for key, value in told.items()}
+        return decoding_of(DataConfig(**{key: value for key, value in chosen.items() if value is not None}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run}/config.json is damaged ({error}): restore it, or pass another checkpoint") from error
+
+
+def view_policy(config: DataConfig) -> ViewPolicy:
+    """Distribution of the views a configuration asks for."""
+    recipe = ViewPolicy.v1() if config.recipe == "v1" else ViewPolicy()
+    return replace(recipe, scale=config.crop_scale, blur_sigma=config.blur_sigma)
+
+
+def chunks(indices: np.ndarray, size: int) -> list[list[int]]:
+    """Consecutive lists of at most `size` indices."""
+    return [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
+
+
+def subset(num_images: int, count: int, seed: int, purpose: str) -> np.ndarray:
+    """Sorted indices of at most `count` images, a function of (seed, purpose)."""
+    if count >= num_images:
+        return np.arange(num_images)
+    return np.sort(keyed_generator(seed, purpose).choice(num_images, size=count, replace=False, shuffle=False))
+
+
+@contextmanager
+def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> Iterator[Iterator[Any]]:
+    """Iterator over the batches of `dataset.__getitems__(key list)`; its workers end with the block.
+
+    Args:
+        dataset: with `__getitems__`.
+        keys: lists of keys, one a batch.
+        workers: processes; 0 decodes in this one. Same batches for any number.
+        pin: put batches into pinned memory, for copies to a GPU that do not wait.
+    """
+    if workers:
+        check_room(workers)
+    loader = DataLoader(
+        NotingDataset(dataset) if workers else dataset,
+        batch_sampler=keys,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=partial(_start_worker, os.getpid()),
+        multiprocessing_context=START_METHOD if workers else None,
+    )
+    iterator = iter(loader)
+    try:
+        yield _told_plainly(_with_notes_told(iterator) if workers else iterator)
+    except (RuntimeError, EOFError, ConnectionError) as error:  # a worker that dies is told of wherever this process is
+        told = dead_worker(error, iterator._workers) if workers else None  # type: ignore[attr-defined]
+        if told is None:
+            raise
+        raise told from None
+    finally:
+        # workers ignore SIGTERM, so they must be told to end before the interpreter waits for them
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            kill_leftover(iterator._workers)  # type: ignore[attr-defined]
+
+
+def _with_notes_told(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The batches alone; what their workers noted is said here."""
+    for batch, notes in iterator:
+        tell(notes)
+        yield batch
+
+
+def _told_plainly(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; a worker's UserError without the traceback the loader puts before it."""
+    try:
+        yield from iterator
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(parent: int, worker: int) -> None:
+    start_worker(parent)

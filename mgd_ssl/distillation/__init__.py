@@ -1,0 +1,1 @@
+"""A teacher as loss terms: no training, no folders."""

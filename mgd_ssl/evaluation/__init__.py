@@ -1,0 +1,1 @@
+"""Accuracies of frozen features and classifiers."""

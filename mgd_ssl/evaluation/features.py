@@ -1,0 +1,150 @@
+"""Frozen features of labelled images, shared by every evaluation."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgd_ssl.data.decode import USUAL, Decoding
+from mgd_ssl.data.images import Images, Unreadable
+from mgd_ssl.data.samples import CentreCrops, EvalBatch, batches, chunks
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.errors import UserError
+from mgd_ssl.run.runtime import Runtime, on_rank_zero
+from moco.dist import broadcast, gather_batch, rank, world_size
+
+GATHERED_ROWS = 4096  # of each rank at a time
+Leaving = Callable[[Iterator[EvalBatch], int], Iterator[EvalBatch]]  # see `StopRequest.leaving`
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features, L2-normalised unless said otherwise, and their labels."""
+
+    values: np.ndarray  # [n, d] float32
+    labels: np.ndarray  # [n] int64
+
+
+class Labelled(NamedTuple):
+    """Images and their labels."""
+
+    images: Images
+    labels: np.ndarray  # [len(images)] int64
+
+
+def scan_labelled(train: Path, val: Path, how: Decoding = USUAL) -> tuple[Labelled, Labelled]:
+    """The images of two labelled sources, with the class indexes of the first for both.
+
+    Args:
+        train: anything `open_images` takes.
+        val: likewise; the classes are told by their names.
+        how: both are decoded.
+
+    Raises:
+        UserError: for missing sources, images without a class, a single class, or classes that differ.
+    """
+    pair = on_rank_zero(lambda: (open_images(train, how), open_images(val, how)))
+    (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
+    if odd := sorted(set(classes) ^ set(val_classes)):
+        raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+    index_of = {name: index for index, name in enumerate(classes)}
+    return Labelled(pair[0], labels), Labelled(pair[1], np.array([index_of[name] for name in val_classes])[val_labels])
+
+
+@torch.inference_mode()
+def extract_features(
+    trunk: nn.Module,
+    images: Images,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    runtime: Runtime,
+    *,
+    image_size: int,
+    batch_size: int = 64,
+    workers: int = 0,
+    normalise: bool = True,
+    report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
+    progress: Callable[[int], None] = lambda done: None,
+    leaving: Leaving = lambda batches, most: batches,
+) -> Features:
+    """Features of centre crops, each process taking its part; complete on every rank.
+
+    Args:
+        trunk: [N, 3, H, W] -> [N, d]; put into eval mode for the time being.
+        images: where they come from.
+        labels: [len(images)] class index of every image.
+        indices: which of them.
+        runtime: device and precision.
+        image_size: edge of the crop in pixels.
+        batch_size: images in a forward pass.
+        workers: data processes.
+        normalise: divide every feature vector by its norm.
+        report: told of unreadable images, whose replacements bring their own labels.
+        progress: told how many of this process's images are done.
+        leaving: passes this process's batches on (the second argument is how many rank 0 has), or raises between two.
+
+    Raises:
+        UserError: on all ranks, naming the first image whose features are not finite.
+    """
+    mine = indices[rank() :: world_size()]
+    values, used, done = torch.empty(0, 0), torch.empty(len(mine), dtype=torch.int64), 0
+    modes = {module: module.training for module in trunk.modules()}
+    trunk.eval()
+    most = math.ceil(math.ceil(len(indices) / world_size()) / batch_size)
+    with batches(CentreCrops(images, image_size, seed=0), chunks(mine, batch_size), workers, pin=False) as loader:
+        for batch in leaving(loader, most):
+            report(batch.unreadable)
+            with runtime.autocast():
+                features = trunk(runtime.images(batch.images))  # [N, d]
+            if done == 0:  # the one copy of this process's part
+                values = torch.empty(len(mine), features.shape[1])
+            rows = slice(done, done + len(features))
+            features = features.float()
+            values[rows] = F.normalize(features, dim=1) if normalise else features
+            used[rows] = batch.indices
+            done = rows.stop
+            progress(done)
+    for module, mode in modes.items():
+        module.training = mode
+    _check_finite(values, used, images)
+    used = _gathered(used[:, None], len(indices))[:, 0]
+    return Features(_gathered(values, len(indices)).numpy(), labels[used.numpy()])
+
+
+def _check_finite(values: Tensor, used: Tensor, images: Images) -> None:
+    """Raise UserError on all ranks when a row of one of them is not finite; values [n, d] of images [n]."""
+    finite = torch.cat([part.isfinite().all(dim=1) for part in values.split(GATHERED_ROWS)])
+    broken = used[~finite][:1] if len(used) else used
+    first = torch.full((1,), len(images)) if len(broken) == 0 else broken
+    index = int(gather_batch(first).min())
+    if index < len(images):
+        raise UserError(
+            f"{images.root / images.name(index)} has features that are not finite: "
+            "use an earlier checkpoint, or float32 where the precision was lower"
+        )
+
+
+def _gathered(part: Tensor, total: int) -> Tensor:
+    """Rows [m, d] of all ranks, interleaved back into the order of the indices: [total, d].
+
+    Part by part, so that beside the result little more than this rank's own rows are held.
+    """
+    if world_size() == 1:
+        return part
+    width = int(broadcast(torch.tensor(part.shape[1])))  # unknown to a rank without an image; rank 0 has one
+    most = -(-total // world_size())
+    everything = part.new_empty((most, world_size(), width))
+    for start in range(0, most, GATHERED_ROWS):
+        rows = part.new_zeros((min(GATHERED_ROWS, most - start), width))
+        mine = part[start : start + len(rows)]
+        if len(mine):
+            rows[: len(mine)] = mine
+        by_rank = gather_batch(rows).view(world_size(), len(rows), width)
+        everything[start : start + len(rows)] = by_rank.transpose(0, 1)
+    return everything.view(-1, width)[:total]

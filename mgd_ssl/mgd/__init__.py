@@ -1,0 +1,1 @@
+"""Matching Guided Distillation, the algorithm: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""One process and its folder: knows nothing of what is learnt."""

@@ -1,0 +1,99 @@
+"""`result.json` of what is finished: sealed by a checksum, with the hash of the weights that lie beside it.
+
+Both files can be damaged, emptied or lost years after; then they are made anew rather than believed.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgd_ssl.errors import UserError
+from mgd_ssl.files import write_whole
+from mgd_ssl.networks.weights import read_checkpoint, sha256_of
+
+NAME = "result.json"
+HASH, SEAL = "weights_sha256", "checksum"  # keys that a sealed result has besides its own
+
+
+def write_result(folder: Path, content: dict[str, Any], name: str, weights: bytes) -> None:
+    """Write a file of weights, then the result that vouches for it: where there is a result, there are its weights.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    write_whole(folder / name, weights)
+    vouched = content | {HASH: hashlib.sha256(weights).hexdigest()}
+    write_whole(folder / NAME, json.dumps(vouched | {SEAL: seal(vouched)}, indent=2).encode())
+
+
+def read_result(folder: Path, keys: Sequence[str], name: str) -> dict[str, Any] | None:
+    """The result in a folder without its seal, None when there is none.
+
+    Args:
+        folder: of what is finished.
+        keys: of the result.
+        name: of the file with the weights.
+
+    Raises:
+        UserError: when the result or the weights are not what was written, or the weights are missing.
+    """
+    path, weights = folder / NAME, folder / name
+    if not path.exists():
+        return None
+    content = read_json(path)
+    sealed = set(content) == {*keys, HASH, SEAL}
+    if not sealed and set(content) != set(keys):  # before there were seals, a result had its own keys alone
+        raise UserError(f"{path} is damaged (other keys than were written)")
+    if sealed and content.pop(SEAL) != seal(content):
+        raise UserError(f"{path} is damaged (it does not match its checksum)")
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing")
+    try:
+        whole = sha256_of(weights) == content.pop(HASH) if sealed else bool(read_checkpoint(weights))
+    except OSError as error:
+        raise UserError(f"{weights} cannot be read ({error.strerror})") from error
+    if not whole:
+        raise UserError(f"{weights} is damaged (it is not the file that {path.name} tells of)")
+    return content
+
+
+def read_plain(folder: Path) -> dict[str, Any] | None:
+    """A result that vouches for no weights, None when there is none.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    return read_json(folder / NAME) if (folder / NAME).exists() else None
+
+
+def damage(folder: Path, keys: Sequence[str], name: str) -> str | None:
+    """What is wrong with a result or its weights, None when nothing is, or there is no result."""
+    try:
+        read_result(folder, keys, name)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A dictionary from a file.
+
+    Raises:
+        UserError: when it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({'empty' if not path.stat().st_size else 'no JSON'})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (a {type(content).__name__} and no dictionary)")
+    return content
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Checksum of what a dictionary says, however it is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

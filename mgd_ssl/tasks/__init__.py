@@ -1,0 +1,1 @@
+"""What is learnt: a module, its batches, its events."""

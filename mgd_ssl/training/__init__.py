@@ -1,0 +1,1 @@
+"""The one loop, which knows no task."""

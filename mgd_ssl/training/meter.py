@@ -1,0 +1,102 @@
+"""What is measured between two rows of the log: loss terms on the device, speed on the clock."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.errors import TrainingError
+from mgd_ssl.tasks.moco import Losses
+from moco.dist import sum_over_ranks, world_size
+
+
+class Meter:
+    """Sums of the loss terms on the device, read only when a row is logged."""
+
+    NAMES = ("loss", "contrastive", "distillation", "accuracy")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new average."""
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=self.device)
+        self.num_steps = 0
+
+    def update(self, losses: Losses, step: int) -> None:
+        """Add a step; notes the first one whose loss is not finite."""
+        terms = (losses.total.detach(), losses.contrastive, losses.distillation, losses.accuracy)
+        self.sums += torch.stack([term.double() for term in terms])
+        bad = torch.where(torch.isfinite(terms[0]), math.inf, float(step))
+        self.first_bad_step = torch.minimum(self.first_bad_step, bad)
+        self.num_steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Averages over steps and ranks since the last reset."""
+        sums = sum_over_ranks(self.sums.clone()) / (max(1, self.num_steps) * world_size())
+        return dict(zip(self.NAMES, sums.tolist(), strict=True))
+
+    def share(self) -> None:
+        """Give every rank the average of the ranks' sums, so that the state of rank 0 speaks for all."""
+        self.sums = sum_over_ranks(self.sums) / world_size()
+
+    def check_finite(self, kept: Callable[[], str]) -> None:
+        """Stop all ranks if any of them saw a loss that is not finite.
+
+        Args:
+            kept: says which checkpoint remains; none was saved since that step.
+
+        Raises:
+            TrainingError: naming the first such step.
+        """
+        first = self.first_bad_step.clone()
+        if world_size() > 1:
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        if math.isfinite(first.item()):
+            raise TrainingError(
+                f"the loss of step {int(first)} is not finite and {kept()}: "
+                "lower optim.lr or mgd.weight, or use precision bfloat16 or float32, and start a new --out"
+            )
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, pauses left out."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.num_batches = 0
+
+    def next_batch(self, loader: Iterator[PretrainBatch]) -> PretrainBatch:
+        """The next batch, and account of how long it took to come."""
+        asked = time.monotonic()
+        batch = next(loader)
+        self.waited += time.monotonic() - asked
+        self.num_batches += 1
+        return batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the block out."""
+        began = time.monotonic()
+        yield
+        self.started += time.monotonic() - began
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """Speed since the last reading, and start anew."""
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        speed = {
+            "images_per_second": self.num_batches * batch_size / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+        }
+        self._restart()
+        return speed
