@@ -20,15 +20,16 @@ from benchmarks.linear_sets import sets
 from linear_eval.feature_batches import CachedSource, LiveSource, Transform, standardising
 from linear_eval.probe import Probe
 from linear_eval.protocols import Protocol, Round, load_protocol
-from mgd_ssl.config import MAX_SIZE, RuntimeConfig, Settings, parse
-from mgd_ssl.data.images import ImageList
-from mgd_ssl.data.samples import TrainingOrder
+from mgd_ssl.config import MAX_SIZE, RuntimeConfig
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.log import RunLog
 from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.settings import Settings, parse
 
 
 class BenchConfig(Settings):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.demo.textures import make_image_set
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.networks.backbones import build_backbone

@@ -22,8 +22,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from mgd_ssl.config import PackConfig
 from mgd_ssl.data.images import Images
-from mgd_ssl.data.pack import PackConfig, pack_images
+from mgd_ssl.data.pack import pack_images
 from mgd_ssl.data.sources import open_images
 
 PIXEL = b"P5 1 1 255 \0"  # a whole image

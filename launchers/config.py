@@ -7,8 +7,9 @@ from typing import Annotated, Self
 import tyro
 from pydantic import Field, field_validator, model_validator
 
-from mgd_ssl.config import MAX_WORKERS, Settings, brief
+from mgd_ssl.config import MAX_WORKERS
 from mgd_ssl.printable import is_printable
+from mgd_ssl.settings import Settings, brief
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 

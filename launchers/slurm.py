@@ -18,10 +18,10 @@ from launchers.config import SlurmConfig, minutes
 from launchers.process_slurm import SlurmTask
 from launchers.records import Records, Submission
 from launchers.slurm_queue import states
-from mgd_ssl.config import brief
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import writing
 from mgd_ssl.printable import is_printable
+from mgd_ssl.settings import brief
 
 # of a launcher around this one: torch would take them for its own
 LEAKED = "MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MGD_SSL_CORES SUBMITIT_PREEMPT_SIGNAL"

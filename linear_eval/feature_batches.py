@@ -8,23 +8,20 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from linear_eval.feature_cache import check_finite
-from mgd_ssl.data.images import Images, Noted, Unreadable
-from mgd_ssl.data.samples import EvalBatch, Samples, TrainingOrder, batches
+from mgd_ssl.data.images import Images, Unreadable
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import TrainingOrder
+from mgd_ssl.data.samples import EvalBatch, RandomCrops
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.run.runtime import Runtime
-from moco import ViewPolicy, draw_view, render_view
 from moco.dist import rank, world_size
 
 CHUNK = 8192  # rows read at a time outside training
 TURNED_AT_ONCE = 2**30  # bytes of a table of which a rotated copy is held
 Batches = Iterator[tuple[Tensor, Tensor]]  # features [N, d] and classes [N], on the device
-
-# torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in main_lincls.py of MoCo
-CROP_AND_FLIP = ViewPolicy(scale=(0.08, 1.0), jitter_probability=0, grey_probability=0, blur_probability=0)
 
 
 class Transform(NamedTuple):
@@ -110,25 +107,6 @@ class CachedSource:
         chosen = torch.from_numpy(rows).to(self.values.device)
         x, y = self.values[chosen].to(self.device), self.labels[chosen].to(self.device)
         return self.transform(x), y
-
-
-class RandomCrops(Samples, Dataset[EvalBatch]):
-    """A random crop, perhaps mirrored, of each image, addressed by (epoch, index)."""
-
-    def __init__(self, images: Images, size: int, seed: int) -> None:
-        super().__init__(images, seed)
-        self.size = size
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> EvalBatch:
-        """A batch; the loader calls this once with all keys of the batch."""
-        crops = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
-        used, noted = [], Noted()
-        for row, (epoch, index) in enumerate(keys):
-            image, where = self.decode(index, noted)
-            view = draw_view(CROP_AND_FLIP, *image.size, seed=self.seed, epoch=epoch, index=index, view=0)
-            crops[row] = np.asarray(render_view(image, view, self.size))
-            used.append(where)
-        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
 
 
 class LiveSource:

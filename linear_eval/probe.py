@@ -12,14 +12,14 @@ from linear_eval.feature_batches import CachedSource, Source
 from linear_eval.heads import Heads, Scores, initial
 from linear_eval.protocols import Protocol, Setting
 from linear_eval.stretch import ROWS_PER_DIMENSION, Basis, Stretch, principal
-from mgd_ssl.data.samples import TrainingOrder
+from mgd_ssl.data.order import TrainingOrder, held_out
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.run.checkpoint import FORMAT
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.training.time_left import TimeLeft
 from moco.dist import rank, sum_over_ranks, world_size
-from moco.keyed import keyed_generator, keyed_seed
+from moco.keyed import keyed_seed
 
 SAVE_SECONDS = 10  # an epoch of cached features takes less than writing a checkpoint
 
@@ -265,22 +265,3 @@ def stages(protocol: Protocol, num_images: int, judged_on: np.ndarray) -> list[S
         steps = min(max(1, r.steps, round(r.epochs * per_epoch)), whole)
         rounds.append(Stage(rest, r.heads, steps, whole / steps if protocol.curvature else 1))
     return [*rounds, Stage(np.arange(num_images), 1, protocol.epochs * (num_images // batch))]
-
-
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted rows of the given share of every class, at least one and never all: a function of the arguments.
-
-    Raises:
-        UserError: when no class has two images.
-    """
-    if share == 0:
-        return np.empty(0, dtype=np.int64)
-    chosen = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        order = keyed_generator(seed, "held out", int(label)).permutation(len(rows))
-        chosen.append(rows[order[:count]])
-    if not (rows := np.sort(np.concatenate(chosen))).size:
-        raise UserError("every class has a single training image, so none can be held out: add images")
-    return rows

@@ -1,6 +1,5 @@
 """Self-supervised pretraining of small networks, guided by large ones through Matching Guided Distillation."""
 
-from mgd_ssl.commands.pretrain import PretrainResult, pretrain
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.mgd.margin import relu_margin
@@ -10,6 +9,7 @@ from mgd_ssl.mgd.reducers import REDUCERS
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.tasks.moco import DistilledMoCo
+from mgd_ssl.tasks.pretraining import PretrainResult, pretrain
 from moco import MoCo
 
 __all__ = [

@@ -3,186 +3,54 @@
 The line under a field is its documentation, in `--help` too.
 """
 
-import difflib
-import os
 import re
-import tomllib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
-    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from mgd_ssl.data.decode import PILLOWS_LIMIT, USUAL
-from mgd_ssl.errors import UserError, nearest
+from mgd_ssl.settings import Settings, each_once
+
+PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
+
+
+BYTES_A_PIXEL = 8  # of the deepest format: four channels of 16 bits
+
+
+SPARE_BYTES = 2**24  # of a file for its metadata
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels."""
+
+    background: str = "white"  # behind transparent parts: white, black or #rrggbb
+    max_pixels: int = 100_000_000  # images with more of them are not decoded
+
+    @property
+    def max_bytes(self) -> int:
+        """Of a file: as many as the largest image would have uncompressed."""
+        return self.max_pixels * BYTES_A_PIXEL + SPARE_BYTES
+
+    def told(self) -> str:
+        """`, transparency on black`: for the protocol of a number; nothing for white."""
+        return "" if self.background == USUAL.background else f", transparency on {self.background}"
+
+
+USUAL = Decoding()
+
 
 MAX_SIZE = 8192  # pixels of an edge: what still fits in memory
 MAX_SEED = 2**63 - 1
 MAX_SIGMA = 100  # pixels
 MAX_WORKERS = 1024  # processes of one host, and threads of one process
-MAX_NESTING = 8  # of a TOML file; settings have two levels
-SHOWN = 80  # characters of a wrong value in a message
-
-
-class SettingError(ValueError):
-    """One sentence on one setting, which starts with its key."""
-
-
-class _RefusedFlag(Exception):
-    """A `SettingError` while tyro makes settings of flags: it would print a ValueError in a box of its own words."""
-
-    def __init__(self, group: "type[Settings]", sentence: str) -> None:
-        super().__init__(sentence)
-        self.group = group
-
-
-_parsing = ContextVar("parsing", default=False)  # whether tyro is at work
-
-
-class Settings(BaseModel):
-    """Base of all groups: frozen, and an unknown key is an error.
-
-    A field validator raises ValueError with the remedy alone, a model validator with the whole sentence.
-
-    Raises:
-        SettingError: one sentence that names the first setting at fault by its dotted key, its value and a remedy.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        if unknown := _unknown_key(type(self), values):
-            raise SettingError(f"{shortened(unknown)} is no setting{_nearest_key(unknown, keys_of(type(self)))}")
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            if _parsing.get():
-                raise _RefusedFlag(type(self), _sentence(error)) from error
-            raise SettingError(_sentence(error)) from error
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """`lr = true` would be taken for 1."""
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if wanted is not bool and any(isinstance(leaf, bool) for leaf in _leaves(value)):
-            raise ValueError("true and false are for switches, give what its help text asks for")
-        return value
-
-    @model_validator(mode="after")
-    def _can_be_stored(self) -> Self:
-        """Numbers fit 64 bits, and no path or word holds a character that the system does not take."""
-        for name in type(self).model_fields:
-            for leaf in _leaves(getattr(self, name)):
-                if isinstance(leaf, int) and abs(leaf) > MAX_SEED:
-                    raise ValueError(f"{name} is {brief(leaf)}: set it below 2**63")
-                if isinstance(leaf, str | Path) and "\0" in str(leaf):
-                    raise ValueError(f"{name} is {brief(leaf)}: take the zero character out")
-        return self
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """A value, or all values in its lists."""
-    if isinstance(value, list | tuple):
-        for element in value:
-            yield from _leaves(element)
-    else:
-        yield value
-
-
-def _unknown_key(model: type[Settings], values: dict[str, Any]) -> str:
-    """Dotted name of the first key that is no field of the model or of its groups, or an empty string."""
-    for name, value in values.items():
-        if name not in model.model_fields:
-            return name
-        group = model.model_fields[name].annotation
-        if not (isinstance(group, type) and issubclass(group, Settings) and isinstance(value, dict)):
-            continue
-        if unknown := _unknown_key(group, value):
-            return f"{name}.{unknown}"
-    return ""
-
-
-def _nearest_key(key: str, known: list[str]) -> str:
-    """`, did you mean 'moco.queue_size'?`: the closest last part, in the same group where there are several."""
-    group, _, last = key.rpartition(".")
-    by_last: dict[str, str] = {}
-    for other in sorted(known, key=lambda other: other.rpartition(".")[0] != group):
-        by_last.setdefault(other.rpartition(".")[2], other)
-    matches = difflib.get_close_matches(last, by_last, n=1)
-    return f", did you mean {by_last[matches[0]]!r}?" if matches else ""
-
-
-REMEDIES = {
-    "greater_than": "set it above {gt}",
-    "greater_than_equal": "set it to {ge} or more",
-    "less_than": "set it below {lt}",
-    "less_than_equal": "set it to {le} or less",
-    "finite_number": "give a finite number",
-    "literal_error": "choose {expected}",
-    "int_from_float": "give a whole number",
-    "int_parsing": "give a whole number",
-    "int_type": "give a whole number",
-    "int_parsing_size": "give a smaller number",
-    "float_parsing": "give a number",
-    "float_type": "give a number",
-    "bool_parsing": "write true or false",
-    "bool_type": "write true or false",
-    "string_type": "write text, in quotes",
-    "string_unicode": "write text without broken characters",
-    "string_pattern_mismatch": "write what matches {pattern}",
-    "string_too_long": "write {max_length} characters at most",
-    "path_type": "write a path, in quotes",
-    "tuple_type": "write a list",
-    "too_short": "give {min_length} values or more",
-    "too_long": "give {max_length} values at most",
-    "missing": "give it too",
-    "model_type": "write its settings below a line with its name in brackets",
-    "dict_type": "write its settings below a line with its name in brackets",
-}  # pydantic's kinds of errors -> what to do; of the others its own words are shown
-
-
-def _sentence(error: ValidationError) -> str:
-    """`optim.lr is -1: set it above 0`, of the first setting at fault."""
-    first = error.errors()[0]
-    key, context = ".".join(str(part) for part in first["loc"]), first.get("ctx", {})
-    bounds = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
-    known = REMEDIES.get(first["type"])
-    remedy = known.format_map(bounds) if known else f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-    if first["type"] == "value_error":
-        cause = context["error"]
-        if not key:  # of a whole group
-            return str(cause)
-        if isinstance(cause, SettingError):  # raised by a group, in which the key begins
-            return f"{key}.{cause}"
-        remedy = str(cause)
-    return f"{key} is {'missing' if first['type'] == 'missing' else brief(first['input'])}: {remedy}"
-
-
-def brief(value: object) -> str:
-    """A value as a message shows it: as Python writes it, and not all of it where it is long."""
-    try:
-        return shortened(repr(str(value) if isinstance(value, Path) else value))
-    except (ValueError, RecursionError):  # more digits than Python writes
-        return "too long to be shown"
-
-
-def shortened(text: str) -> str:
-    """At most `SHOWN` characters."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _colour(value: Any) -> str:
@@ -376,160 +244,78 @@ class PretrainConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
-# What may differ between the parts of one run: it changes neither weights nor matching, or by rounding alone as the
-# device, compilation and the backend of the views do.
-FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn",
-                  "checkpoint", "runtime.threads", "runtime.log_every", "runtime.compile",
-                  "runtime.device")  # fmt: skip
-
-Model = TypeVar("Model", bound=Settings)
-Values = TypeVar("Values", bound=Sequence[Any])
+MAX_SIDE = 65500  # pixels of a JPEG
 
 
-def each_once(values: Values) -> Values:
-    """The values of a setting, for a field validator.
+class PackConfig(Settings):
+    """Rewrite images once into tar shards of WebDataset's layout, which pretrain, knn and linear read like a folder."""
 
-    Raises:
-        ValueError: when one is there twice.
-    """
-    if len(set(values)) < len(values):
-        raise ValueError("give each value once")
-    return values
-
-
-CONFIGS = Path(str(resources.files("mgd_ssl"))) / "configs"
-
-
-def find_config(name: str, folder: Path = CONFIGS, what: str = "config file") -> Path:
-    """A TOML file by path, or by the name of one in a folder that comes with the package (`imagenet_r50_r18_mgd`)."""
-    path = Path(name)
-    if os.path.isfile(path):  # not Path.is_file, which raises for some names
-        return path
-    packaged = folder / f"{path.stem}.toml"
-    if path.parent.name in ("", folder.name) and packaged.is_file():
-        return packaged
-    known = sorted(file.stem for file in folder.glob("*.toml"))
-    raise UserError(f"no {what} {name!r}{nearest(name, known)}: pass a path or one of {', '.join(known)}")
-
-
-def load_toml(model: type[Model], path: Path) -> Model:
-    """Settings from a TOML file over the defaults.
-
-    Raises:
-        UserError: naming the file and the key at fault.
-    """
-    try:
-        return model(**read_toml(path))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    images: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of images (or any other source of images). Required."""
+    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
+    """Folder of the shards; the same command again continues a pack that was stopped. Required."""
+    short_side: int | None = Field(None, ge=1, le=MAX_SIDE)
+    """Reduce larger images to this short side in pixels, as JPEG; None: copy all images as they are."""
+    quality: int = Field(95, ge=1, le=100)
+    """Of the JPEG, where an image is reduced."""
+    shard_images: int = Field(4096, ge=1, le=2**31)
+    """Images in a shard."""
+    labels: Literal["auto", "yes", "no"] = "auto"
+    """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Share of images that may be left out because their format is unknown or they cannot be reduced."""
+    background: Background = USUAL.background
+    """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
+    max_pixels: MaxPixels = USUAL.max_pixels
+    """Images with more pixels are left out."""
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
+    """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file.
+class KNNEvaluationConfig(Settings):
+    """Classify DATA/val by the nearest neighbours in DATA/train, by the frozen features of a backbone."""
 
-    Raises:
-        UserError: when it cannot be read, is no TOML, or is nested more deeply than any settings are.
-    """
-    try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): pass a TOML file") from error
-    except RecursionError as error:
-        raise UserError(_too_deep(path)) from error
-    except ValueError as error:  # of the parser, the decoder, or for numbers of thousands of digits
-        raise UserError(f"{path} is not valid TOML ({error}): mend that line") from error
-    level: list[Any] = [content]
-    for _ in range(MAX_NESTING):  # a loop: recursion would end where the nesting does not
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-    if level:
-        raise UserError(_too_deep(path))
-    return content
+    checkpoint: Path | None = None
+    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's; or
+    random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with. Required."""
+    data: Path | None = None
+    """Folder with train/<class>/* (votes) and val/<class>/* (classified), or with shards in train and val. Required."""
+    out: Path | None = None
+    """Folder of the results, one evaluation_knn_*.json a row; None: that of the run, and for files that lie in no
+    run's folder the table is only printed."""
+    arch: str | None = None
+    """Architecture of the backbone; None: told from the shapes in the file."""
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 20, 100, 200), min_length=1)
+    """Numbers of neighbours."""
+    temperature: tuple[Annotated[float, Field(ge=1e-4, le=1e4)], ...] = Field((0.07,), min_length=1)
+    """A neighbour votes with exp(similarity / temperature)."""
+    few_label: bool = False
+    """Also let 1 % and 10 % of each class vote (one image at least)."""
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1, 2), min_length=1)
+    """Each draws one few-label subset; the table shows mean and deviation."""
+    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
+    """Edge of the centre crop in pixels; None: that of the run, 224 for other files."""
+    batch_size: int = Field(64, ge=1, le=2**24)
+    """Images in a forward pass."""
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
+    """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable images above which there is no result."""
+    background: Background | None = None
+    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]; None: that of the run, white
+    for other files."""
+    max_pixels: MaxPixels | None = None
+    """Images with more pixels are unreadable; None: as in the run, 100 million for other files."""
+    runtime: RuntimeConfig = RuntimeConfig()
 
+    @field_validator("k", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
 
-def _too_deep(path: Path) -> str:
-    return f"{path} is nested more than {MAX_NESTING} levels deep: settings have two, [group] and key"
-
-
-def keys_of(model: type[Settings], prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a model and of its groups."""
-    keys = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            keys += keys_of(field.annotation, f"{prefix}{name}.")
-        keys.append(f"{prefix}{name}")
-    return keys
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every setting that must not change within a run but did."""
-    old, new = flattened(old), flattened(new)
-    return [
-        f"{key}: {old.get(key, 'not yet a setting')} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_TO_CHANGE)
-    ]
-
-
-def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CONFIGS) -> Model:
-    """Settings from a command line; `--config FILE` (anywhere in it) is read first, flags override it.
-
-    Args:
-        model: the settings.
-        argv: the arguments.
-        prog: name of the program, for its help.
-        configs: folder whose TOML files --config finds by name.
-
-    Raises:
-        UserError: naming the setting at fault by its dotted key.
-        SystemExit: for words that are no flags, or not of a flag's type; the parser has told why.
-    """
-    args, file = _take_config(list(argv))
-    default = load_toml(model, find_config(file, configs)) if file else model()
-    description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
-    token = _parsing.set(True)
-    try:
-        return tyro.cli(model, args=args, default=default, prog=prog, description=description)
-    except _RefusedFlag as refused:
-        raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
-    finally:
-        _parsing.reset(token)
-
-
-def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = "") -> str:
-    """`optim.` for OptimConfig; empty for the model itself."""
-    for name, field in model.model_fields.items():
-        if field.annotation is group:
-            return f"{prefix}{name}."
-        inner = field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, Settings)):
-            continue
-        if found := _key_of_group(inner, group, f"{prefix}{name}."):
-            return found
-    return ""
-
-
-def _take_config(args: list[str]) -> tuple[list[str], str | None]:
-    for i, arg in enumerate(args):
-        if arg == "--config":
-            if i + 1 == len(args):
-                raise UserError("--config needs a value: the path or the name of a TOML file")
-            return args[:i] + args[i + 2 :], args[i + 1]
-        if arg.startswith("--config="):
-            return args[:i] + args[i + 1 :], arg.removeprefix("--config=")
-    return args, None
+    @field_validator("temperature")
+    @classmethod
+    def _each_has_its_file(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{temperature:g}" for temperature in value}) < len(value):
+            raise ValueError("give values that differ within six digits, or their results would have one name")
+        return value

@@ -10,7 +10,7 @@ from torchvision.models.resnet import ResNet
 from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.networks.backbones import BACKBONES, initial_encoder
 from mgd_ssl.networks.weights import LoadReport, load_backbone
-from mgd_ssl.run.checkpoint import find_weights
+from mgd_ssl.run.folder import find_weights
 
 PREFIX = "random:"
 

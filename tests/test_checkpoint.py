@@ -13,8 +13,7 @@ import torch
 
 from mgd_ssl import TrainingError, UserError
 from mgd_ssl.files import write_whole
-from mgd_ssl.networks.weights import read_checkpoint
-from mgd_ssl.run.checkpoint import Checkpoints, serialised
+from mgd_ssl.run.checkpoint import Checkpoints, read_checkpoint, serialised
 from tests.runs import ended, processes
 
 ROOM = 256 * 1024  # bytes of the small disk

@@ -9,17 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from mgd_ssl import config as config_module
-from mgd_ssl.config import (
-    FREE_TO_CHANGE,
-    PretrainConfig,
-    Settings,
-    differences,
-    find_config,
-    keys_of,
-    load_toml,
-    parse,
-)
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
+from mgd_ssl.settings import FREE_TO_CHANGE, Settings, differences, find_config, keys_of, load_toml, parse
 
 CONFIGS = Path(config_module.__file__).parent / "configs"
 GROUPS = ["data", "moco", "mgd", "optim", "knn", "checkpoint", "runtime"]

@@ -13,20 +13,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mgd_ssl.config import DataConfig
-from mgd_ssl.data.images import ImageList
-from mgd_ssl.data.samples import (
-    Backend,
-    CentreCrops,
-    EvalBatch,
-    PretrainBatch,
-    TrainingOrder,
-    TwoViews,
-    batches,
-    chosen_backend,
-    chunks,
-    subset,
-    view_policy,
-)
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import TrainingOrder, chunks, subset
+from mgd_ssl.data.samples import Backend, CentreCrops, EvalBatch, PretrainBatch, TwoViews, chosen_backend, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.errors import UserError

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from linear_eval.linear import linear
+from linear_eval.evaluator import linear
 from mgd_ssl import UserError, pretrain
-from mgd_ssl.commands.knn import KNNEvaluationConfig, evaluate
-from mgd_ssl.config import DataConfig, PretrainConfig
-from mgd_ssl.data.decode import Decoding, decode, decode_told
-from mgd_ssl.data.images import ImageList, Images
-from mgd_ssl.data.jpeg import decode_pixels, decode_pixels_told
+from mgd_ssl.config import DataConfig, Decoding, KNNEvaluationConfig, PretrainConfig
+from mgd_ssl.data.decode import decode, decode_pixels, decode_pixels_told, decode_told
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Images
 from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import CentreCrops, decoding_as_in
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.evaluation.knn_table import evaluate
 from mgd_ssl.report.pictures import Folders
 from tests.runs import assert_same_end, ended, free_port, start, tiny
 

@@ -19,15 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import CentreCrops, PretrainBatch
 from mgd_ssl.distillation.rematch import update_matching
 from mgd_ssl.errors import RankZeroError
 from mgd_ssl.networks.backbones import build_backbone, build_encoder
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
-from mgd_ssl.run.runtime import StopRequest, on_rank_zero
+from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.runtime import process as this_process
+from mgd_ssl.run.stop import StopRequest
 from mgd_ssl.tasks.moco import Losses
 from mgd_ssl.training.loop import Trainer
 from moco.dist import gather_batch, rank, world_size

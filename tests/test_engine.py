@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from mgd_ssl import PretrainConfig, Teacher, TrainingError, UserError, pretrain
 from mgd_ssl.cli import main
-from mgd_ssl.commands.pretrain import build_method
-from mgd_ssl.data.images import ImageList
-from mgd_ssl.data.samples import Backend, PretrainBatch, TrainingOrder, TwoViews, batches, view_policy
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import TrainingOrder
+from mgd_ssl.data.samples import Backend, PretrainBatch, TwoViews, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.runtime import AUTOCAST, Runtime, cores
-from mgd_ssl.tasks.moco import DistilledMoCo
+from mgd_ssl.tasks.moco import DistilledMoCo, build_method
 from mgd_ssl.training.loop import Trainer
 from moco import MoCo
 from tests.runs import flags, rows, steps_saved, tiny, trained_teacher

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.evaluation.features import extract_features
 from mgd_ssl.run.runtime import Runtime
 from tests.conftest import write_images

@@ -18,11 +18,12 @@ from pyarrow import parquet
 
 from mgd_ssl import UserError, pretrain
 from mgd_ssl.data import hugging_face
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import chunks
 from mgd_ssl.data.pack import pack
-from mgd_ssl.data.samples import CentreCrops, batches, chunks
-from mgd_ssl.data.sources import open_images
-from mgd_ssl.evaluation.features import scan_labelled
+from mgd_ssl.data.samples import CentreCrops
+from mgd_ssl.data.sources import open_images, scan_labelled
 from tests.conftest import write_images
 from tests.runs import assert_same_end, processes, tiny
 from tests.test_shards import contents, names, read_in_child

@@ -9,9 +9,9 @@ import simplejpeg
 from PIL import Image, ImageFile
 
 from mgd_ssl.bench.photographs import photograph
+from mgd_ssl.config import Decoding
 from mgd_ssl.data import jpeg
-from mgd_ssl.data.decode import Decoding, decode
-from mgd_ssl.data.jpeg import decode_pixels
+from mgd_ssl.data.decode import decode, decode_pixels
 
 PHOTO = photograph(0, 77, 50)
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from mgd_ssl.data.order import few_labels
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import knn
+from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features
-from mgd_ssl.evaluation.knn import Accuracy, few_labels, knn_accuracies, knn_accuracy, prefix_votes, searched
+from mgd_ssl.evaluation.knn import knn_accuracies, knn_accuracy, prefix_votes, searched
 
 
 def features(count: int, num_classes: int, seed: int, dim: int = 8) -> Features:

@@ -11,15 +11,17 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from mgd_ssl.cli import main
-from mgd_ssl.commands.pretrain import pretrain
 from mgd_ssl.data.pack import pack
+from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation.features import extract_features, scan_labelled
-from mgd_ssl.evaluation.knn import Accuracy, knn_accuracies
+from mgd_ssl.evaluation.accuracy import Accuracy
+from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.evaluation.knn import knn_accuracies
 from mgd_ssl.networks.backbones import build_backbone, trunk
 from mgd_ssl.networks.weights import load_backbone
-from mgd_ssl.run.checkpoint import find_weights
-from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.folder import find_weights
+from mgd_ssl.run.result import Evaluation
+from mgd_ssl.tasks.pretraining import pretrain
 from tests.conftest import write_images
 from tests.two_processes import CPU, everything, rank_of_two
 

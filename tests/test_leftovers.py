@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgd_ssl import pretrain
-from mgd_ssl.files import whole_file, write_whole
-from mgd_ssl.leftovers import sweep
+from mgd_ssl.files import sweep, whole_file, write_whole
 from tests.runs import ended, processes, tiny, wait_for
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mgd_ssl import Interrupted, pretrain
-from mgd_ssl.commands.pretrain import PretrainResult
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.tasks.pretraining import PretrainResult
 from tests.conftest import write_images
 from tests.runs import rows, stop_after, tiny, trained_teacher
 

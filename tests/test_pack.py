@@ -18,7 +18,7 @@ from PIL import Image
 from mgd_ssl import Interrupted, TrainingError, UserError
 from mgd_ssl.cli import main
 from mgd_ssl.data import pack as pack_module
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.pack import Packing, pack
 from mgd_ssl.data.shard_index import scan_shard
 from mgd_ssl.data.sources import open_images

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mgd_ssl.commands import COMMANDS
-from mgd_ssl.config import PretrainConfig, parse
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.settings import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,7 +55,7 @@ def test_flags_in_the_docs_exist() -> None:
 
 
 def all_keys() -> list[str]:
-    from mgd_ssl.config import keys_of
+    from mgd_ssl.settings import keys_of
 
     return keys_of(PretrainConfig)
 

@@ -24,7 +24,8 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from mgd_ssl.config import DataConfig, MGDConfig, OptimConfig, PretrainConfig, RuntimeConfig
-from mgd_ssl.data.images import ImageList, Images
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Images
 from mgd_ssl.data.samples import EvalBatch, PretrainBatch
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.distillation import rematch as rematch_module

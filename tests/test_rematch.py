@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgd_ssl import MGD, DistilledMoCo, MoCo, Teacher
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.distillation.rematch import update_matching
 from mgd_ssl.mgd.matching import matching_cost

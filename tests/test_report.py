@@ -26,22 +26,23 @@ from matplotlib.patches import Rectangle
 
 import mgd_ssl.commands.report
 from mgd_ssl import cli
-from mgd_ssl.commands.pretrain import pretrain
-from mgd_ssl.commands.report import write_report
-from mgd_ssl.config import PretrainConfig, find_config, load_toml
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.weights import read_checkpoint
 from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, published
 from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
+from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
 from mgd_ssl.report.sizes import savings, size_of
 from mgd_ssl.report.tables import Row, differing, full_frame, rows
 from mgd_ssl.report.verdict import verdicts
-from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.checkpoint import read_checkpoint
 from mgd_ssl.run.read import read_runs
+from mgd_ssl.run.result import Evaluation
+from mgd_ssl.settings import find_config, load_toml
+from mgd_ssl.tasks.pretraining import pretrain
 from tests.linear_eval.conftest import BASE, write_protocol
 
 Make = Callable[..., Path]

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 import torch
 
-from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.ring import SPARE, Ring, view_batches
 from mgd_ssl.data.samples import Backend, PretrainBatch, TwoViews
 from mgd_ssl.errors import UserError

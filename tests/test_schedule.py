@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from mgd_ssl.training.schedule import learning_rate, matching_epochs
+from mgd_ssl.mgd.matching import matching_epochs
+from mgd_ssl.training.schedule import learning_rate
 
 
 def published_lr(epoch: int) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mgd_ssl import TrainingError, UserError, pretrain
-from mgd_ssl.config import PretrainConfig, RuntimeConfig, Settings
+from mgd_ssl.config import PretrainConfig, RuntimeConfig
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.evaluation import knn
 from mgd_ssl.evaluation.features import Features
@@ -28,6 +28,7 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.runtime import process as this_process
+from mgd_ssl.settings import Settings
 from mgd_ssl.tasks.moco import Losses
 from mgd_ssl.training.loop import Trainer
 from moco import View

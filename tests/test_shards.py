@@ -14,13 +14,15 @@ import webdataset
 
 from mgd_ssl import Interrupted, UserError, pretrain
 from mgd_ssl.data import shards
-from mgd_ssl.data.images import ImageList, Images
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import chunks
 from mgd_ssl.data.pack import pack
-from mgd_ssl.data.samples import CentreCrops, TwoViews, batches, chunks
+from mgd_ssl.data.samples import CentreCrops, TwoViews
 from mgd_ssl.data.shard_index import ShardIndex, scan_shard
 from mgd_ssl.data.shards import ShardImages, cache_path
-from mgd_ssl.data.sources import open_images
-from mgd_ssl.evaluation.features import scan_labelled
+from mgd_ssl.data.sources import open_images, scan_labelled
 from mgd_ssl.run.log import logger
 from moco import ViewPolicy
 from tests.conftest import write_images

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.unreadable import TOLD, SkippedFiles
 from mgd_ssl.errors import TrainingError
 

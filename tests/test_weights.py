@@ -13,10 +13,12 @@ import torchvision
 from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import sha256_of
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone, build_encoder, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import _fitting_arch, load_backbone, read_checkpoint, sha256_of
+from mgd_ssl.networks.weights import _fitting_arch, load_backbone
+from mgd_ssl.run.checkpoint import read_checkpoint
 from moco import MoCo
 
 State = dict[str, Tensor]

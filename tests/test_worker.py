@@ -16,7 +16,8 @@ from PIL import Image
 
 from mgd_ssl import pretrain
 from mgd_ssl.data.images import Noted
-from mgd_ssl.data.samples import Samples, batches
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.samples import Samples
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.run.log import RunLog, logger
 from tests.runs import children, ended, gone, hold_at, start, steps_saved, tiny, trained_teacher, wait_for

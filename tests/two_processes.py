@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import features as features_module
+from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features, extract_features
-from mgd_ssl.evaluation.knn import Accuracy, knn_accuracies
+from mgd_ssl.evaluation.knn import knn_accuracies
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
 
 CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)

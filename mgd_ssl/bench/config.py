@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mgd_ssl.config import MAX_SIZE, RuntimeConfig, Settings
+from mgd_ssl.config import MAX_SIZE, RuntimeConfig
+from mgd_ssl.settings import Settings
 
 
 class BenchConfig(Settings):

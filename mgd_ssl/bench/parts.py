@@ -1,6 +1,5 @@
 """Parts of a training step against what they cannot do without: the bytes of the maps, the product with the queue."""
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -9,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.bench.step import timed, training_step
-from mgd_ssl.data.samples import TrainingOrder
+from mgd_ssl.bench.step import training_step
+from mgd_ssl.bench.timing import interleaved
+from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.mgd.matching import MatchingStatistics
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import build_backbone, stage_taps
@@ -18,22 +18,6 @@ from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.run.runtime import Runtime
 
 QUEUES = (4096, 262_144)  # sizes compared
-
-
-def interleaved(work: dict[str, Callable[[], object]], rounds: int, runtime: Runtime) -> dict[str, float]:
-    """Median seconds of each, run one after the other, round by round, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    repeats = 20 if runtime.device.type == "cuda" else 1  # to wait for a GPU takes longer than some of this
-
-    def repeated(call: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [call() for _ in range(repeats)]
-
-    for number in range(1 + rounds):
-        for name, call in work.items():
-            took = timed(repeated(call), runtime) / repeats
-            if number:
-                seconds[name].append(took)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def stage_shapes(arch: str, image_size: int) -> list[tuple[int, int, int]]:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.commands.pretrain import build_method
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.networks.backbones import build_backbone, build_encoder, stage_taps
@@ -24,17 +22,9 @@ from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.training.loop import Trainer
 from moco import ViewPolicy, draw_view
-
-
-def timed(work: Callable[[], object], runtime: Runtime) -> float:
-    """Seconds of one call, the device's work included."""
-    started = time.perf_counter()
-    work()
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:

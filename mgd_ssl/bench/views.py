@@ -19,11 +19,12 @@ from torch import Tensor
 from torchvision import transforms
 
 from mgd_ssl.bench.photographs import jpeg, photograph
-from mgd_ssl.data.decode import decode
-from mgd_ssl.data.images import ImageList, Unreadable
-from mgd_ssl.data.jpeg import decode_pixels
+from mgd_ssl.data.decode import decode, decode_pixels
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.loader import batches
 from mgd_ssl.data.ring import view_batches
-from mgd_ssl.data.samples import Backend, Space, TwoViews, batches
+from mgd_ssl.data.samples import Backend, Space, TwoViews
 from mgd_ssl.data.views_cpu import Pixels, cut_view, finish_view
 from moco import ViewPolicy, draw_view, render_view
 

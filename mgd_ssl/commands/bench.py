@@ -14,13 +14,15 @@ from rich.table import Table
 
 from mgd_ssl.bench.config import BenchConfig
 from mgd_ssl.bench.parts import distillation, matching, order_cost, queue_cost
-from mgd_ssl.bench.step import bare_networks, memory, peak_memory, published_step, timed, training_step, view_rows
+from mgd_ssl.bench.step import bare_networks, memory, peak_memory, published_step, training_step, view_rows
+from mgd_ssl.bench.timing import timed
 from mgd_ssl.bench.views import handover, measure_views
-from mgd_ssl.config import DataConfig, parse
+from mgd_ssl.config import DataConfig
 from mgd_ssl.data.samples import chosen_backend
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.mgd.matching import assign
 from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.settings import parse
 from moco import ViewPolicy
 
 

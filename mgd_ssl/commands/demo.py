@@ -1,44 +1,19 @@
 """`mgd-ssl demo`: the whole job on an image set made on the spot, in minutes."""
 
-import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from mgd_ssl.commands.pretrain import pretrain
-from mgd_ssl.commands.report import write_report
-from mgd_ssl.config import Settings, parse
 from mgd_ssl.demo.results import draw, summarised, write_tables
-from mgd_ssl.demo.textures import SPLITS, TEXTURES, make_image_set
-from mgd_ssl.files import ELSEWHERE, writing
+from mgd_ssl.demo.study import DemoConfig, explanation, one_seed, seeds, show
+from mgd_ssl.demo.textures import TEXTURES
+from mgd_ssl.files import writing
 from mgd_ssl.printable import printable
+from mgd_ssl.report.page import write_report
 from mgd_ssl.run.read import read_runs
-
-NETWORKS = {"cpu": ("thin_resnet14", "thin_resnet10"), "cuda": ("resnet50", "resnet18")}  # teacher, student
-IMAGE_SIZE = {"cpu": 48, "cuda": 96}
-# The distillation loss is a sum over elements, so small images and thin networks need a larger factor than the
-# published 1e-4 at 224 pixels: chosen on the thin networks, scaled by the number of elements for the others.
-MGD_WEIGHT = {"cpu": 1e-2, "cuda": 2.5e-3}
-TRAIN_PER_CLASS, VAL_PER_CLASS = 150, 50
-
-
-class DemoConfig(Settings):
-    """Make an image set, pretrain a teacher, then students without and with MGD, and print their k-NN table."""
-
-    out: Path = Path("mgd_ssl_demo")
-    """Folder for images and runs; the same command again continues, or prints the table of what is finished."""
-    full: bool = False
-    """Three seeds, a longer teacher, and students of two lengths: about an hour on two CPU cores."""
-    seed: int = Field(0, ge=0, le=2**62)
-    """Of the images and the runs; with --full the first of three."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """A GPU trains ResNet-50 -> ResNet-18, a CPU thin networks of the same block types."""
+from mgd_ssl.settings import parse
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,87 +36,3 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"Saved: {out}/table.md, table.csv, demo.png; runs in {out}/runs", highlight=False)
     console.print(f"Report on these runs, for a browser: {escape(printable(report))}", highlight=False, soft_wrap=True)
     return 0
-
-
-def seeds(config: DemoConfig) -> range:
-    """The seeds of this demo."""
-    return range(config.seed, config.seed + (3 if config.full else 1))
-
-
-def one_seed(config: DemoConfig, seed: int, device: str, console: Console) -> Iterator[Path]:
-    """Teacher and students of one seed, each through the same `pretrain` as any run; yields where they are."""
-    images = image_set(config.out / "images" / f"seed{seed}", seed, IMAGE_SIZE[device], console)
-    teacher_arch, student_arch = NETWORKS[device]
-    teacher_epochs, student_lengths = (40, (5, 20)) if config.full else (12, (5,))
-    folder = config.out / "runs" / f"{'full' if config.full else 'short'}_seed{seed}"
-
-    def run(name: str, arch: str, epochs: int, teacher: Path | None, title: str) -> Path:
-        console.print(f"[bold]{title}[/bold]", highlight=False)
-        pretrain(**settings(images, folder / name, arch, epochs, teacher, seed, device))
-        return folder / name
-
-    yield run(
-        "teacher", teacher_arch, teacher_epochs, None, f"Teacher: {teacher_arch}, MoCo v2, {teacher_epochs} epochs"
-    )
-    encoder = folder / "teacher" / "encoder.pt"
-    for epochs in student_lengths:
-        yield run(f"moco_{epochs}", student_arch, epochs, None, f"Student: {student_arch}, MoCo v2, {epochs} epochs")
-        yield run(
-            f"mgd_{epochs}", student_arch, epochs, encoder, f"Student: {student_arch}, MoCo v2 + MGD, {epochs} epochs"
-        )
-
-
-def settings(
-    images: Path, out: Path, arch: str, epochs: int, teacher: Path | None, seed: int, device: str
-) -> dict[str, Any]:
-    """Settings of one run. Short runs on few images want a short queue: with batch 32 its oldest keys are 8 steps
-    old, where stale keys would tell the encoder of now from that of then (docs/demo.md has what was tried)."""
-    size = IMAGE_SIZE[device]
-    return {
-        "out": out,
-        "student": arch,
-        "teacher": teacher,
-        "seed": seed,
-        "data": {"train": images / "train", "image_size": size, "blur_sigma": (0.1 * size / 224, 2.0 * size / 224)},
-        "moco": {"queue_size": 256, "momentum": 0.99, "temperature": 0.1},
-        "mgd": {"weight": MGD_WEIGHT[device], "matching_images": 512},
-        "optim": {"epochs": epochs, "batch_size": 32, "warmup_epochs": 0.05 * epochs},
-        "knn": {"train": images / "train", "val": images / "val", "every_epochs": max(1, epochs // 4)},
-        "runtime": {"device": device},
-    }
-
-
-def image_set(folder: Path, seed: int, size: int, console: Console) -> Path:
-    """The image set of a seed, made once; a folder that exists is whole."""
-    if not folder.exists():
-        half = folder.with_name(f"{folder.name}.half")
-        shutil.rmtree(half, ignore_errors=True)
-        with writing(folder, ELSEWHERE, at_start=True):
-            make_image_set(half, seed, len(TEXTURES), TRAIN_PER_CLASS, VAL_PER_CLASS, size)
-            half.rename(folder)
-        count = sum(1 for split in SPLITS for _ in (folder / split).rglob("*.jpg"))
-        console.print(f"{count} images of {len(TEXTURES)} classes in {escape(printable(folder))}", highlight=False)
-    return folder
-
-
-def show(rows: Any, console: Console) -> None:
-    """The table in the form of the published one."""
-    table = Table(title="Frozen features, k-NN accuracy in %")
-    for column in rows.columns:
-        table.add_column(column, justify="left" if column in ("model", "method") else "right")
-    for row in rows.itertuples(index=False):
-        table.add_row(*map(str, row))
-    console.print(table)
-
-
-def explanation(config: DemoConfig, device: str) -> str:
-    """What these numbers can and cannot show."""
-    images = TRAIN_PER_CLASS * len(TEXTURES)
-    spread = "mean and standard deviation over three seeds" if config.full else "one seed"
-    return (
-        f"{images} training images of {len(TEXTURES)} procedural textures, {VAL_PER_CLASS * len(TEXTURES)} validation "
-        f"images, {spread}; the standard error of one number is about 1.6 points.\n"
-        "This shows that the pipeline works and that learning beats random features here. Students of the same epochs "
-        "have seen equally many images, but a step with a teacher takes longer. Minutes on textures say nothing about "
-        "how methods rank after 200 epochs on ImageNet; configs/ has those recipes."
-    )

@@ -6,19 +6,19 @@ Transparent parts are composited on a background: what colours a file holds unde
 import io
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from mgd_ssl.config import USUAL, Decoding
+from mgd_ssl.data.views_cpu import Pixels
 
 DECODER_VERSION = 1
 """Of the pixels that all decoders give. Raise it whenever any file comes out with other pixels than before, or is newly
 readable or unreadable: what was computed from the pixels and kept (cached features) is then computed anew."""
 
-PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
-BYTES_A_PIXEL = 8  # of the deepest format: four channels of 16 bits
-SPARE_BYTES = 2**24  # of a file for its metadata
 ROWS_AT_ONCE = 2**20  # pixels that are floats at a time
 GREY_FACTORS = {"L;2": 85, "L;4": 17}  # by which Pillow spreads grey levels, but not the transparent one among them
 
@@ -26,26 +26,6 @@ GREY_FACTORS = {"L;2": 85, "L;4": 17}  # by which Pillow spreads grey levels, bu
 # makes an image unreadable is an exception; its size is judged here, by `Decoding.max_pixels`.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How files become pixels."""
-
-    background: str = "white"  # behind transparent parts: white, black or #rrggbb
-    max_pixels: int = 100_000_000  # images with more of them are not decoded
-
-    @property
-    def max_bytes(self) -> int:
-        """Of a file: as many as the largest image would have uncompressed."""
-        return self.max_pixels * BYTES_A_PIXEL + SPARE_BYTES
-
-    def told(self) -> str:
-        """`, transparency on black`: for the protocol of a number; nothing for white."""
-        return "" if self.background == USUAL.background else f", transparency on {self.background}"
-
-
-USUAL = Decoding()
 
 
 def identify(content: bytes, how: Decoding = USUAL) -> Image.Image:
@@ -142,3 +122,27 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
         share = (values[start : start + rows].astype(np.float64) - low) / (high - low)
         scaled[start : start + rows] = np.rint(np.clip(share, 0, 1) * 255)
     return scaled
+
+
+PLAIN = ("YCbCr", "RGB")  # libjpeg would make RGB of CMYK and grey too, but not Pillow's
+
+
+def decode_pixels(content: bytes, how: Decoding = USUAL) -> Pixels:
+    """An encoded image as RGB [H, W, 3]: the pixels Pillow gives, and its exception where it refuses.
+
+    Like Pillow, it leaves images as they lie in the file, whatever EXIF says of their orientation.
+    """
+    return decode_pixels_told(content, how)[0]
+
+
+def decode_pixels_told(content: bytes, how: Decoding) -> tuple[Pixels, bool]:
+    """An encoded image as RGB [H, W, 3], and whether it was composited on the background."""
+    if content.startswith(b"\xff\xd8\xff"):
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+            if colours in PLAIN and height * width <= how.max_pixels:
+                return simplejpeg.decode_jpeg(content, fastdct=False, fastupsample=False), False
+        except ValueError:  # damaged, or of a kind it does not know: Pillow has the last word, and words it better
+            pass
+    image, composited = decode_told(content, how)
+    return np.array(image), composited

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgd_ssl.data.images import Images, check_bytes, hash_of_files, numbered, read_regular
+from mgd_ssl.data.images import Images, check_bytes, hash_of_files, read_regular
+from mgd_ssl.data.labels import numbered
 from mgd_ssl.errors import UserError
 
 if TYPE_CHECKING:

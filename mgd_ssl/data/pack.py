@@ -11,56 +11,31 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from PIL import Image
-from pydantic import Field
 from torch.utils.data import Dataset
 
-from mgd_ssl.commands.pretrain import run_folder
-from mgd_ssl.config import MAX_WORKERS, Background, MaxPixels, Settings, differences, parse
-from mgd_ssl.data.decode import USUAL, Decoding, decode, identify
-from mgd_ssl.data.images import ImageList, Images, is_image
-from mgd_ssl.data.samples import batches, chunks
+from mgd_ssl.config import Decoding, PackConfig
+from mgd_ssl.console import progress_bar
+from mgd_ssl.data.decode import decode, identify
+from mgd_ssl.data.folder import ImageList, is_image
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import chunks
 from mgd_ssl.data.shard_index import BLOCK, IndexBuilder, ShardIndex, scan_shard
 from mgd_ssl.data.shards import INDEX_ERRORS, INDEX_NAME, PART
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.files import whole_file, write_whole, writing
-from mgd_ssl.printable import printable
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.log import logger, progress_bar
-from mgd_ssl.run.runtime import StopRequest
+from mgd_ssl.run.folder import run_folder
+from mgd_ssl.run.log import logger
+from mgd_ssl.run.stop import StopRequest
+from mgd_ssl.settings import differences
 
-MAX_SIDE = 65500  # pixels of a JPEG
 CHUNK = 16  # images a worker hands over at a time
-
-
-class PackConfig(Settings):
-    """Rewrite images once into tar shards of WebDataset's layout, which pretrain, knn and linear read like a folder."""
-
-    images: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of images (or any other source of images). Required."""
-    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
-    """Folder of the shards; the same command again continues a pack that was stopped. Required."""
-    short_side: int | None = Field(None, ge=1, le=MAX_SIDE)
-    """Reduce larger images to this short side in pixels, as JPEG; None: copy all images as they are."""
-    quality: int = Field(95, ge=1, le=100)
-    """Of the JPEG, where an image is reduced."""
-    shard_images: int = Field(4096, ge=1, le=2**31)
-    """Images in a shard."""
-    labels: Literal["auto", "yes", "no"] = "auto"
-    """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Share of images that may be left out because their format is unknown or they cannot be reduced."""
-    background: Background = USUAL.background
-    """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
-    max_pixels: MaxPixels = USUAL.max_pixels
-    """Images with more pixels are left out."""
-    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
-    """Processes that read and reduce; None: one a core. The shards do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +48,6 @@ class PackResult:
     megabytes: float  # of the shards, in units of 10^6 bytes
     left_out: int  # images that could not be read, listed in skipped.jsonl
     classes: int  # 0 without labels
-
-
-def main(argv: Sequence[str]) -> int:
-    """Pack and say what became of it."""
-    result = pack(parse(PackConfig, argv, "mgd-ssl pack"))
-    labelled = f"{result.classes} classes" if result.classes else "no labels"
-    print(f"{result.images} images ({labelled}) in {result.shards} shards, {result.megabytes:.1f} MB")
-    if result.left_out:
-        print(f"{result.left_out} unreadable images are left out: see {printable(Path(result.out) / 'skipped.jsonl')}")
-    print(f"finished: pass {printable(result.out)} in place of the folder")
-    return 0
 
 
 def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from mgd_ssl.data.images import Unreadable
-from mgd_ssl.data.samples import PREFETCH, PretrainBatch, Space, TwoViews, batches
+from mgd_ssl.data.loader import PREFETCH, batches
+from mgd_ssl.data.samples import PretrainBatch, Space, TwoViews
 from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.run.log import logger
 

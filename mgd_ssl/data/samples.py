@@ -5,35 +5,29 @@ workers nor on where a run was resumed.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from mgd_ssl.config import DataConfig
-from mgd_ssl.data.decode import Decoding, decode_told
+from mgd_ssl.config import DataConfig, Decoding
+from mgd_ssl.data.decode import decode_pixels_told, decode_told
 from mgd_ssl.data.images import Images, Noted, Unreadable
-from mgd_ssl.data.jpeg import decode_pixels_told
 from mgd_ssl.data.views_cpu import Pixels, cut_view, render_view_fast
-from mgd_ssl.data.worker import START_METHOD, NotingDataset, check_room, dead_worker, kill_leftover, start_worker, tell
 from mgd_ssl.errors import UserError, out_of_files
-from moco import View, ViewPolicy, draw_unplaced, place_view, render_view
+from moco import View, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
 from moco.keyed import keyed_generator
 
 STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
 REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
-PREFETCH = 2  # batches under way for each data worker
 
 Backend = Literal["reference", "cpu", "device"]
 T = TypeVar("T")
@@ -189,39 +183,6 @@ class CentreCrops(Samples, Dataset[EvalBatch]):
         return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
 
 
-class TrainingOrder:
-    """Keys (epoch, index) of this rank's part of every global batch, from a step on to the end of the run.
-
-    The order of an epoch is a function of (seed, epoch); what is left over at its end is dropped. The global batch
-    of a step does not depend on the number of processes.
-    """
-
-    def __init__(
-        self, num_images: int, batch_size: int, epochs: int, seed: int, first_step: int, rank: int, world_size: int
-    ) -> None:
-        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
-        self.first_step, self.rank, self.world_size = first_step, rank, world_size
-        self.steps_per_epoch = num_images // batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch, part in self.parts():
-            yield [(epoch, int(index)) for index in part]
-
-    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The epoch and the indices of every part."""
-        local = self.batch_size // self.world_size
-        first_epoch, first = divmod(self.first_step, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.epochs):
-            order = keyed_generator(self.seed, "order", epoch).permutation(self.num_images)
-            for step in range(first, self.steps_per_epoch):
-                start = step * self.batch_size + self.rank * local
-                yield epoch, order[start : start + local]
-            first = 0
-
-    def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch - self.first_step
-
-
 def chosen_backend(config: DataConfig, device: torch.device) -> Backend:
     """What renders the views of a run that trains on `device`."""
     if config.backend != "auto":
@@ -255,73 +216,24 @@ def view_policy(config: DataConfig) -> ViewPolicy:
     return replace(recipe, scale=config.crop_scale, blur_sigma=config.blur_sigma)
 
 
-def chunks(indices: np.ndarray, size: int) -> list[list[int]]:
-    """Consecutive lists of at most `size` indices."""
-    return [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
+# torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in main_lincls.py of MoCo
+CROP_AND_FLIP = ViewPolicy(scale=(0.08, 1.0), jitter_probability=0, grey_probability=0, blur_probability=0)
 
 
-def subset(num_images: int, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Sorted indices of at most `count` images, a function of (seed, purpose)."""
-    if count >= num_images:
-        return np.arange(num_images)
-    return np.sort(keyed_generator(seed, purpose).choice(num_images, size=count, replace=False, shuffle=False))
+class RandomCrops(Samples, Dataset[EvalBatch]):
+    """A random crop, perhaps mirrored, of each image, addressed by (epoch, index)."""
 
+    def __init__(self, images: Images, size: int, seed: int) -> None:
+        super().__init__(images, seed)
+        self.size = size
 
-@contextmanager
-def batches(dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> Iterator[Iterator[Any]]:
-    """Iterator over the batches of `dataset.__getitems__(key list)`; its workers end with the block.
-
-    Args:
-        dataset: with `__getitems__`.
-        keys: lists of keys, one a batch.
-        workers: processes; 0 decodes in this one. Same batches for any number.
-        pin: put batches into pinned memory, for copies to a GPU that do not wait.
-    """
-    if workers:
-        check_room(workers)
-    loader = DataLoader(
-        NotingDataset(dataset) if workers else dataset,
-        batch_sampler=keys,
-        collate_fn=_as_is,
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=partial(_start_worker, os.getpid()),
-        multiprocessing_context=START_METHOD if workers else None,
-    )
-    iterator = iter(loader)
-    try:
-        yield _told_plainly(_with_notes_told(iterator) if workers else iterator)
-    except (RuntimeError, EOFError, ConnectionError) as error:  # a worker that dies is told of wherever this process is
-        told = dead_worker(error, iterator._workers) if workers else None  # type: ignore[attr-defined]
-        if told is None:
-            raise
-        raise told from None
-    finally:
-        # workers ignore SIGTERM, so they must be told to end before the interpreter waits for them
-        if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
-            kill_leftover(iterator._workers)  # type: ignore[attr-defined]
-
-
-def _with_notes_told(iterator: Iterator[Any]) -> Iterator[Any]:
-    """The batches alone; what their workers noted is said here."""
-    for batch, notes in iterator:
-        tell(notes)
-        yield batch
-
-
-def _told_plainly(iterator: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; a worker's UserError without the traceback the loader puts before it."""
-    try:
-        yield from iterator
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(parent: int, worker: int) -> None:
-    start_worker(parent)
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> EvalBatch:
+        """A batch; the loader calls this once with all keys of the batch."""
+        crops = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
+        used, noted = [], Noted()
+        for row, (epoch, index) in enumerate(keys):
+            image, where = self.decode(index, noted)
+            view = draw_view(CROP_AND_FLIP, *image.size, seed=self.seed, epoch=epoch, index=index, view=0)
+            crops[row] = np.asarray(render_view(image, view, self.size))
+            used.append(where)
+        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)

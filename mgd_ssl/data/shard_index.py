@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mgd_ssl.data.images import PackedNames, is_image, open_regular
+from mgd_ssl.data.folder import PackedNames, is_image
+from mgd_ssl.data.images import open_regular
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import whole_file
 

@@ -11,10 +11,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mgd_ssl.data.images import Images, check_bytes, folder_labels, hash_of_files, numbered, open_regular
+from mgd_ssl.console import progress_bar
+from mgd_ssl.data.images import Images, check_bytes, hash_of_files, open_regular
+from mgd_ssl.data.labels import folder_labels, numbered
 from mgd_ssl.data.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, read_at, scan_shard
 from mgd_ssl.errors import UserError
-from mgd_ssl.run.log import logger, progress_bar
+from mgd_ssl.run.log import logger
 
 INDEX_NAME = "shards.index"  # of the index that `mgd-ssl pack` leaves beside its shards
 INDEX_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of an index that is missing or damaged

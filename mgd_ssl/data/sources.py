@@ -3,12 +3,17 @@
 import glob
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mgd_ssl.data.decode import USUAL, Decoding
+import numpy as np
+
+from mgd_ssl.config import USUAL, Decoding
+from mgd_ssl.data.folder import ImageList, is_image
 from mgd_ssl.data.hugging_face import SUFFIXES, ArrowImages, is_saved, saved_files
-from mgd_ssl.data.images import ImageList, Images, is_image, read_regular
+from mgd_ssl.data.images import Images, read_regular
 from mgd_ssl.data.shards import INDEX_NAME, is_unfinished, open_packed, open_shards
 from mgd_ssl.errors import UserError
+from mgd_ssl.run.runtime import on_rank_zero
 
 FILES = (".tar", *SUFFIXES)
 LONGEST_LIST = 2**26  # bytes of a text file with paths
@@ -95,3 +100,29 @@ def listed(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path} lists no file: write one path a line")
     return found
+
+
+class Labelled(NamedTuple):
+    """Images and their labels."""
+
+    images: Images
+    labels: np.ndarray  # [len(images)] int64
+
+
+def scan_labelled(train: Path, val: Path, how: Decoding = USUAL) -> tuple[Labelled, Labelled]:
+    """The images of two labelled sources, with the class indexes of the first for both.
+
+    Args:
+        train: anything `open_images` takes.
+        val: likewise; the classes are told by their names.
+        how: both are decoded.
+
+    Raises:
+        UserError: for missing sources, images without a class, a single class, or classes that differ.
+    """
+    pair = on_rank_zero(lambda: (open_images(train, how), open_images(val, how)))
+    (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
+    if odd := sorted(set(classes) ^ set(val_classes)):
+        raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
+    index_of = {name: index for index, name in enumerate(classes)}
+    return Labelled(pair[0], labels), Labelled(pair[1], np.array([index_of[name] for name in val_classes])[val_labels])

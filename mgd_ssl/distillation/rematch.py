@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.data.images import Unreadable
-from mgd_ssl.data.samples import CentreCrops, batches, chunks
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import chunks
+from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.evaluation.features import Leaving
 from mgd_ssl.files import write_whole, writing
 from mgd_ssl.mgd.matching import MatchingStatistics

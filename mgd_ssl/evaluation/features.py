@@ -3,20 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.data.decode import USUAL, Decoding
 from mgd_ssl.data.images import Images, Unreadable
-from mgd_ssl.data.samples import CentreCrops, EvalBatch, batches, chunks
-from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import chunks
+from mgd_ssl.data.samples import CentreCrops, EvalBatch
 from mgd_ssl.errors import UserError
-from mgd_ssl.run.runtime import Runtime, on_rank_zero
+from mgd_ssl.run.runtime import Runtime
 from moco.dist import broadcast, gather_batch, rank, world_size
 
 GATHERED_ROWS = 4096  # of each rank at a time
@@ -29,32 +27,6 @@ class Features:
 
     values: np.ndarray  # [n, d] float32
     labels: np.ndarray  # [n] int64
-
-
-class Labelled(NamedTuple):
-    """Images and their labels."""
-
-    images: Images
-    labels: np.ndarray  # [len(images)] int64
-
-
-def scan_labelled(train: Path, val: Path, how: Decoding = USUAL) -> tuple[Labelled, Labelled]:
-    """The images of two labelled sources, with the class indexes of the first for both.
-
-    Args:
-        train: anything `open_images` takes.
-        val: likewise; the classes are told by their names.
-        how: both are decoded.
-
-    Raises:
-        UserError: for missing sources, images without a class, a single class, or classes that differ.
-    """
-    pair = on_rank_zero(lambda: (open_images(train, how), open_images(val, how)))
-    (labels, classes), (val_labels, val_classes) = (images.labels() for images in pair)
-    if odd := sorted(set(classes) ^ set(val_classes)):
-        raise UserError(f"{train} and {val} differ in classes ({', '.join(odd[:5])}): make them the same")
-    index_of = {name: index for index, name in enumerate(classes)}
-    return Labelled(pair[0], labels), Labelled(pair[1], np.array([index_of[name] for name in val_classes])[val_labels])
 
 
 @torch.inference_mode()

@@ -5,16 +5,15 @@ exp(similarity / T).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import faiss
 import numpy as np
 import torch
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features
 from moco.dist import rank, sum_over_ranks, world_size
-from moco.keyed import keyed_generator
 
 CHUNK = 1024  # queries counted at a time: their votes are [CHUNK, classes] doubles
 CPU_CHUNK = 4096  # queries searched at a time on a CPU,
@@ -23,13 +22,6 @@ GPU_CHUNK = 65536  # queries searched at a time on a GPU: each call copies the b
 GPU_MEMORY = 2**32  # bytes of the bank on the GPU at a time
 GPU_MAX_K = 2048  # of faiss
 LEAST_EXPONENT = -700.0  # exp of less is no positive double
-
-
-class Accuracy(NamedTuple):
-    """In percent."""
-
-    top1: float
-    top5: float
 
 
 def knn_accuracy(
@@ -113,24 +105,6 @@ def prefix_votes(
         votes += counted.reshape(votes.shape)
         start = k
         yield k, votes
-
-
-def few_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted indices of a share of each class, at least one image of it; a function of (labels, share, seed).
-
-    The subset of a smaller share lies within that of a larger one.
-
-    Args:
-        labels: [n] class index of every image.
-        share: between 0 and 1.
-        seed: which subset.
-    """
-    chosen = []
-    for label in np.unique(labels):
-        (members,) = np.nonzero(labels == label)
-        order = keyed_generator(seed, "few labels", int(label)).permutation(len(members))
-        chosen.append(members[order[: max(1, round(share * len(members)))]])
-    return np.sort(np.concatenate(chosen))
 
 
 def protocol(k: int, temperature: float, voting: str, classified: int, image_size: int) -> str:

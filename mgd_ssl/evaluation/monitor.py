@@ -8,14 +8,15 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from mgd_ssl.config import KNNConfig
-from mgd_ssl.data.decode import USUAL, Decoding
+from mgd_ssl.config import USUAL, Decoding, KNNConfig
 from mgd_ssl.data.images import Images
-from mgd_ssl.data.samples import subset
+from mgd_ssl.data.order import subset
+from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation.features import Leaving, extract_features, scan_labelled
-from mgd_ssl.evaluation.knn import Accuracy, knn_accuracy, protocol
+from mgd_ssl.evaluation.accuracy import Accuracy
+from mgd_ssl.evaluation.features import Leaving, extract_features
+from mgd_ssl.evaluation.knn import knn_accuracy, protocol
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size
 

@@ -5,6 +5,7 @@ by their L2-normalised spatial maps, and a linear assignment with the least tota
 every student channel standing in for as many rows as it may take teacher channels.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,3 +135,18 @@ class MatchingStatistics:
     def mean_costs(self) -> list[Tensor]:
         """[C_s, C_t] cost a stage, averaged over the images seen."""
         return [cost / self.num_images for cost in self.costs]
+
+
+def chosen_matching_epochs(chosen: Sequence[int] | None, epochs: int) -> tuple[int, ...]:
+    """Epochs after which the matching is updated: those chosen, none of them for an empty list; None: the published."""
+    return matching_epochs(epochs) if chosen is None else tuple(chosen)
+
+
+def matching_epochs(epochs: int) -> tuple[int, ...]:
+    """Epochs after which the matching is updated: `ceil(logspace(0, 2.1, 10))` for the published 200.
+
+    For another length the last update keeps its place, 63 % of the way: 10 ** 2.1 of 200 epochs.
+    """
+    last = math.log10(max(1.0, 10**2.1 * epochs / 200))
+    updates = {math.ceil(round(10 ** (last * i / 9), 9)) for i in range(10)}
+    return tuple(sorted(epoch for epoch in updates if epoch < epochs))

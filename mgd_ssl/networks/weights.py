@@ -1,14 +1,10 @@
 """Load a backbone's weights from any usual checkpoint: strictly, safely, with an account of what was done."""
 
 import hashlib
-import io
-import os
-import pickle
-import warnings
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +12,12 @@ from torchvision.models.resnet import ResNet
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone
-from mgd_ssl.networks.plain import casts, check_names, check_plain, check_values, shown
-from mgd_ssl.run.zip_records import CompressedError, check_records
+from mgd_ssl.networks.layouts import _group, _prefix, _tensors
+from mgd_ssl.networks.plain import casts, check_plain, check_values, shown
+from mgd_ssl.run.checkpoint import parsed, read_torch_file
 
-ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
 OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1, and without influence
 MOST_TOLD = 10  # groups of tensors that are not used
-MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of what torch.save writes: now, and before torch 1.6
 
 
 class LoadReport(NamedTuple):
@@ -48,75 +43,6 @@ class LoadReport(NamedTuple):
             f"{self.path}: {self.num_loaded} tensors -> {self.arch}{cast} "
             f"(prefix {self.prefix!r} stripped; not used: {unused}; sha256 {self.sha256[:12]})"
         )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint file as a dictionary on the CPU, without running any code it may carry.
-
-    Raises:
-        UserError: when the file is missing, truncated or damaged (its checksums say so), no checkpoint, or needs more
-            than tensors and builtins.
-    """
-    return parsed(read_torch_file(path), path)
-
-
-def read_torch_file(path: Path) -> bytes:
-    """The bytes of a file torch.save wrote, held against their checksums; read once, whatever is done with them.
-
-    Raises:
-        UserError: when there is no such file, it cannot be read, is something else, or damaged.
-    """
-    if not os.path.isfile(path):  # not Path.is_file, which raises for some names
-        raise UserError(f"{path} is not a file: pass the path of a checkpoint")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-            if not any(magic.startswith(head) for magic in MAGICS):
-                raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save")
-            content = head + file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    try:
-        check_records(content)
-    except CompressedError as error:
-        raise UserError(
-            f"{path} holds compressed records (first: {shown(str(error))}), which torch.save does not write: load it "
-            "where you trust it, and save it again with torch.save"
-        ) from error
-    except ValueError as error:
-        raise damaged(path) from error
-    return content
-
-
-def parsed(content: bytes, path: Path) -> dict[str, Any]:
-    """The dictionary in the bytes of a file, whose path is named in errors.
-
-    Raises:
-        UserError: as `read_checkpoint` says.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about what odd files hold
-            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make the reader raise anything: IndexError, struct.error, OSError, ...
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds Python objects besides tensors, which could run code when they are loaded, so it is "
-                "refused: save its state dict alone with torch.save(model.state_dict(), ...) where you trust it"
-            ) from error
-        if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript archive: save the state dict of its network") from error
-        raise damaged(path) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights: save a state dict")
-    return checkpoint
-
-
-def damaged(path: Path) -> UserError:
-    """What to tell of a file that is not what was written."""
-    if path.name == "encoder.pt" and path.with_name("config.json").is_file():
-        return UserError(f"{path} is truncated or damaged: run the command of its run again, which makes it anew")
-    return UserError(f"{path} is truncated or damaged: copy or download it again")
 
 
 def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadReport]:
@@ -160,40 +86,10 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     return backbone, report
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def md5_of(path: Path) -> str:
     """Hex digest of a file by which the MoCo project names its own."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-
-
-def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no tensors by name: pass a checkpoint with a state dict")
-    check_names(state, path)
-    return state
-
-
-def _prefix(state: dict[str, Tensor], path: Path) -> str:
-    prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
-    queries = [prefix for prefix in prefixes if prefix.endswith("encoder_q.")]  # MoCo: not the EMA encoder
-    chosen = queries or prefixes
-    if len(chosen) == 1:
-        return chosen[0]
-    if not chosen:
-        raise UserError(f"{path} holds no ResNet (no key ends in {ANCHOR!r}): pass a ResNet's checkpoint")
-    several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
-    raise UserError(f"{path} holds several networks ({several}): save the one you want alone")
 
 
 @cache
@@ -239,9 +135,3 @@ def _check_trained(found: dict[str, Tensor], path: Path) -> None:
     means = [value for key, value in found.items() if key.endswith("running_mean")]
     if means and all(not value.any() for value in means):
         raise UserError(f"{path} was never trained (every BatchNorm's running mean is 0): pass a trained checkpoint")
-
-
-def _group(key: str) -> str:
-    """`module.encoder_k.layer1.0.conv1.weight` -> `encoder_k`."""
-    parts = key.split(".")
-    return parts[1] if parts[0] == "module" and len(parts) > 1 else parts[0]

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.weights import read_checkpoint
 from mgd_ssl.report.figures import Picture, drawn, picture
-from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.run.checkpoint import Checkpoints, read_checkpoint
 from mgd_ssl.run.read import Run
 
 MAX_CELLS = (256, 512)  # rows and columns of a cost matrix as drawn; larger ones are averaged

@@ -1,6 +1,8 @@
 """The page: everything about some runs in one HTML file that needs nothing else."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +10,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mgd_ssl.errors import UserError
+from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
+from mgd_ssl.printable import cell, printable
 from mgd_ssl.report import published
 from mgd_ssl.report.channels import StageReport, stage_reports
 from mgd_ssl.report.figures import Picture, curves, matching_pictures
 from mgd_ssl.report.pictures import Folders, embedding_pictures, view_pictures
 from mgd_ssl.report.sizes import savings, size_rows
-from mgd_ssl.report.tables import KIND_NAMES, Row, differing, side_by_side
+from mgd_ssl.report.tables import KIND_NAMES, Row, differing, full_frame, markdown, rows, short_frame, side_by_side
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.read import Run
+from mgd_ssl.run.read import Run, read_runs
 
 TEMPLATE = "page.html"
 
@@ -126,3 +131,35 @@ def environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
         for run in runs
     ]
     return [(key, values, len(set(values)) > 1) for key, values in side_by_side(columns)]
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Report on the runs in these folders; returns the page and the two files with its table.
+
+    Raises:
+        UserError: when a folder holds no run or is damaged, or `out` cannot be; then nothing is written.
+        DiskError: when the disk does not take the files.
+    """
+    check_writable(out)
+    runs = read_runs(folders, lambda words: print(f"mgd-ssl: {printable(words)}", file=sys.stderr))
+    table = rows(runs)
+    contents = {
+        out.with_name(f"{out.stem}_table.md"): markdown(short_frame(table)),
+        out.with_name(f"{out.stem}_table.csv"): full_frame(table).map(cell).to_csv(index=False),
+        out: render(runs, table),
+    }
+    with writing(out, ELSEWHERE, at_start=True):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in contents.items():
+            write_whole(path, content.encode())
+    return list(reversed(contents))
+
+
+def check_writable(out: Path) -> None:
+    """Raise UserError where it is plain that `out` cannot be written, before the work is done."""
+    if out.suffix not in (".html", ".htm"):
+        raise UserError(f"--out is {out}: give a file name that ends in .html")
+    if os.path.isdir(out):  # not Path.is_dir, which raises for some names
+        raise UserError(f"{out} is a folder: choose another --out")
+    if not os.path.exists(out):
+        check_place(out)

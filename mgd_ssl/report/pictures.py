@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mgd_ssl.config import PretrainConfig, RuntimeConfig
-from mgd_ssl.data.decode import Decoding
+from mgd_ssl.config import Decoding, PretrainConfig, RuntimeConfig
 from mgd_ssl.data.images import Images
-from mgd_ssl.data.samples import CentreCrops, TrainingOrder, TwoViews, decoding_of, subset, view_policy
+from mgd_ssl.data.order import TrainingOrder, subset
+from mgd_ssl.data.samples import CentreCrops, TwoViews, decoding_of, view_policy
 from mgd_ssl.data.sources import is_there, open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.features import Features, extract_features

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mgd_ssl.config import FREE_TO_CHANGE, flattened
 from mgd_ssl.printable import printable
 from mgd_ssl.report import published
 from mgd_ssl.run.read import Run
+from mgd_ssl.settings import FREE_TO_CHANGE, flattened
 
 KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN"}
 

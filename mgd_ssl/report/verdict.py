@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
-from mgd_ssl.config import FREE_TO_CHANGE, flattened
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 from mgd_ssl.run.read import Run
+from mgd_ssl.settings import FREE_TO_CHANGE, flattened
 
 MAX_VERDICTS = 4
 SHOWN = 48  # characters of runs' names

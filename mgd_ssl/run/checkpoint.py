@@ -3,7 +3,9 @@
 import io
 import logging
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,9 @@ from typing import Any
 import torch
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import write_whole, writing
-from mgd_ssl.leftovers import sweep
-from mgd_ssl.networks.weights import read_checkpoint
+from mgd_ssl.files import sweep, write_whole, writing
+from mgd_ssl.networks.plain import shown
+from mgd_ssl.run.zip_records import CompressedError, check_records
 
 logger = logging.getLogger("mgd_ssl")
 FORMAT = 1  # of the states that this version writes and reads
@@ -152,28 +154,73 @@ def taken_over(path: Path) -> Iterator[None]:
         raise UserError(f"{path} does not fit this run ({why}): restore it, or start a new --out") from error
 
 
-def find_weights(path: Path) -> Path:
-    """The file with the weights to evaluate: `path` itself, or of a run's folder `encoder.pt`, which a finished run
-    has, else its newest whole checkpoint.
+MAGICS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of what torch.save writes: now, and before torch 1.6
 
-    Args:
-        path: a file, or the folder of a run; checkpoints that are passed over are told by a warning.
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint file as a dictionary on the CPU, without running any code it may carry.
 
     Raises:
-        UserError: when there is nothing there, or the folder holds no weights.
+        UserError: when the file is missing, truncated or damaged (its checksums say so), no checkpoint, or needs more
+            than tensors and builtins.
     """
-    if os.path.isfile(path):  # not Path.is_file, which raises for some names
-        return path
-    if not os.path.isdir(path):
-        raise UserError(f"{path} does not exist: pass a checkpoint or the folder of a run")
-    if (path / "encoder.pt").is_file():
-        return path / "encoder.pt"
-    newest = Checkpoints(path / "checkpoints").newest_whole(logger.warning)
-    if newest is None:
+    return parsed(read_torch_file(path), path)
+
+
+def read_torch_file(path: Path) -> bytes:
+    """The bytes of a file torch.save wrote, held against their checksums; read once, whatever is done with them.
+
+    Raises:
+        UserError: when there is no such file, it cannot be read, is something else, or damaged.
+    """
+    if not os.path.isfile(path):  # not Path.is_file, which raises for some names
+        raise UserError(f"{path} is not a file: pass the path of a checkpoint")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            if not any(magic.startswith(head) for magic in MAGICS):
+                raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save")
+            content = head + file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    try:
+        check_records(content)
+    except CompressedError as error:
         raise UserError(
-            f"{path} holds neither encoder.pt nor checkpoints/step_*.pt: "
-            "pass the folder of a run that has saved a checkpoint, or a file"
-        )
-    if (path / "result.json").is_file():
-        logger.warning("encoder.pt of the finished run %s is missing, so %s is taken", path, newest)
-    return newest
+            f"{path} holds compressed records (first: {shown(str(error))}), which torch.save does not write: load it "
+            "where you trust it, and save it again with torch.save"
+        ) from error
+    except ValueError as error:
+        raise damaged(path) from error
+    return content
+
+
+def parsed(content: bytes, path: Path) -> dict[str, Any]:
+    """The dictionary in the bytes of a file, whose path is named in errors.
+
+    Raises:
+        UserError: as `read_checkpoint` says.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what odd files hold
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make the reader raise anything: IndexError, struct.error, OSError, ...
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} holds Python objects besides tensors, which could run code when they are loaded, so it is "
+                "refused: save its state dict alone with torch.save(model.state_dict(), ...) where you trust it"
+            ) from error
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript archive: save the state dict of its network") from error
+        raise damaged(path) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights: save a state dict")
+    return checkpoint
+
+
+def damaged(path: Path) -> UserError:
+    """What to tell of a file that is not what was written."""
+    if path.name == "encoder.pt" and path.with_name("config.json").is_file():
+        return UserError(f"{path} is truncated or damaged: run the command of its run again, which makes it anew")
+    return UserError(f"{path} is truncated or damaged: copy or download it again")

@@ -1,16 +1,23 @@
 """What a run's folder tells of its run."""
 
+import fcntl
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, number
-from mgd_ssl.run.result import read_json
+from mgd_ssl.files import ELSEWHERE, sweep, write_whole, writing
+from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
+from mgd_ssl.run.lock import JOBS
+from mgd_ssl.run.log_file import is_free
+from mgd_ssl.run.result import read_json, read_plain
+from mgd_ssl.run.runtime import on_rank_zero
+from mgd_ssl.untrained import untrained
 
-JOBS = "jobs"  # folder in a run's where a launcher keeps its own; it may be there before the run
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
 BEFORE_TRAINING = ("metrics.jsonl", "skipped_*.jsonl", "matching_costs.npz")  # said of settings that may change
 
@@ -86,3 +93,116 @@ def unfinished(weights: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
         return f"step {step}"
     return f"step {step} of {total}" if step < total else None
+
+
+def find_weights(path: Path) -> Path:
+    """The file with the weights to evaluate: `path` itself, or of a run's folder `encoder.pt`, which a finished run
+    has, else its newest whole checkpoint.
+
+    Args:
+        path: a file, or the folder of a run; checkpoints that are passed over are told by a warning.
+
+    Raises:
+        UserError: when there is nothing there, or the folder holds no weights.
+    """
+    if os.path.isfile(path):  # not Path.is_file, which raises for some names
+        return path
+    if not os.path.isdir(path):
+        raise UserError(f"{path} does not exist: pass a checkpoint or the folder of a run")
+    if (path / "encoder.pt").is_file():
+        return path / "encoder.pt"
+    newest = Checkpoints(path / "checkpoints").newest_whole(logger.warning)
+    if newest is None:
+        raise UserError(
+            f"{path} holds neither encoder.pt nor checkpoints/step_*.pt: "
+            "pass the folder of a run that has saved a checkpoint, or a file"
+        )
+    if (path / "result.json").is_file():
+        logger.warning("encoder.pt of the finished run %s is missing, so %s is taken", path, newest)
+    return newest
+
+
+@contextmanager
+def run_folder(
+    out: Path,
+    run: dict[str, Any],
+    check: Callable[[Path, dict[str, Any], dict[str, Any]], None],
+    read: Callable[[Path], dict[str, Any] | None] = read_plain,
+) -> Iterator[dict[str, Any] | None]:
+    """Open a run's folder for this run alone; yields the saved result if the run is finished.
+
+    A start that failed before its first step holds nothing, so other settings may take its place.
+
+    Args:
+        out: the folder, made if need be.
+        run: what the run is, saved as its `config.json`.
+        check: raises UserError when the saved description (second argument) is of another run than the third.
+        read: the saved result, None where there is none.
+
+    Raises:
+        UserError: when the folder cannot be, is in use, is damaged, holds something else, or another run.
+        DiskError: when the disk does not take it.
+    """
+    locks: list[Any] = []  # open while the block runs
+
+    def enter() -> dict[str, Any] | None:
+        with writing(out, ELSEWHERE, at_start=True):
+            out.mkdir(parents=True, exist_ok=True)
+            if not is_free(out, frozenset({JOBS})):
+                raise no_run(out)
+            locks.append((out / ".lock").open("w"))
+            try:
+                # not flock, which the data workers would inherit and hold for seconds after this process was killed
+                fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+            for folder in (out, out / "checkpoints", *(out / JOBS).glob("*/")):
+                sweep(folder)
+            # asked under the lock: nobody can be about to train
+            if not (out / "config.json").exists() or nothing_trained(out):
+                forget_start(out)
+                write_whole(out / "config.json", json.dumps(run, indent=2).encode())
+        try:
+            check(out, saved_description(out), run)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise damaged_description(out) from error
+        return read(out)
+
+    try:
+        yield on_rank_zero(enter)
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def check_same(out: Path, changed: list[str]) -> None:
+    """Raise UserError when anything changed."""
+    if changed:
+        raise UserError(
+            f"{out} holds a run with other settings ({'; '.join(changed)}): restore them, or choose another --out"
+        )
+
+
+DEFAULT_SIZE = 224  # of crops where the weights do not lie in a run's folder
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run a weights file belongs to, None for others and for an untrained encoder."""
+    if untrained(path) is not None:
+        return None
+    folders = [path.parent, path.parent.parent] if path.parent.name == "checkpoints" else [path.parent]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def run_image_size(run: Path | None) -> int:
+    """Edge of the views a run was trained on; 224 without one.
+
+    Raises:
+        UserError: when its config.json cannot be read.
+    """
+    if run is None:
+        return DEFAULT_SIZE
+    try:
+        return int(json.loads((run / "config.json").read_text())["config"]["data"]["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run / 'config.json'} does not tell data.image_size: pass --image-size") from error

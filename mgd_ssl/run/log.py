@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from mgd_ssl.files import DiskError, writing
@@ -33,17 +33,6 @@ def _escape(record: logging.LogRecord) -> bool:
 logger = logging.getLogger("mgd_ssl")
 logger.addFilter(_escape)
 PLAIN_SECONDS = 20  # between two progress lines where there is no terminal
-
-
-def progress_bar(stack: ExitStack, description: str, total: int) -> Callable[[int], None]:
-    """What to call with the number of things done, on rank 0 of a terminal a bar that ends with the stack."""
-    console = Console(stderr=True)
-    if rank() != 0 or not console.is_terminal:
-        return lambda done: None
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = stack.enter_context(Progress(*columns, console=console))
-    task = progress.add_task(description, total=total)
-    return lambda done: progress.update(task, completed=done)
 
 
 class RunLog:

@@ -12,8 +12,8 @@ import numpy as np
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.weights import sha256_of
-from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.files import sha256_of
+from mgd_ssl.run.result import Evaluation
 
 Rows = list[dict[str, Any]]
 REMEDY = "pass what was --out of `mgd-ssl pretrain`, or the folder that runs lie in"

@@ -7,9 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD, Target
+from mgd_ssl.networks.backbones import initial_encoder, stage_taps
 from mgd_ssl.networks.taps import FeatureTaps
+from mgd_ssl.networks.teacher import Teacher
 from moco import MoCo
+from moco.dist import world_size
+from moco.keyed import keyed_seed
+from moco.split_norm import split_batch_norms
 
 ROUNDING = 2e-6  # of a cosine of two vectors, summed in float32 in whatever order
 
@@ -85,3 +92,86 @@ class DistilledMoCo(nn.Module):
         with self.taps.record() as maps:
             self.moco.encoder_q(images)
         return maps
+
+
+def build_method(config: PretrainConfig, teacher: Teacher | None) -> DistilledMoCo:
+    """The student with its losses, freshly initialised from the run's seed, on the CPU.
+
+    Raises:
+        UserError: when the architectures do not fit each other or the image size.
+    """
+    moco_config, mgd_config = config.moco, config.mgd
+    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
+    taps = stage_taps(encoder)
+    moco = MoCo(
+        encoder,
+        moco_config.dim,
+        moco_config.queue_size,
+        moco_config.momentum,
+        moco_config.temperature,
+        seed=keyed_seed(config.seed, "queue"),
+        bn_splits=moco_config.bn_splits,
+    )
+    if teacher is None:
+        return DistilledMoCo(moco)
+    try:
+        mgd = MGD(
+            [tap.channels for tap in taps],
+            teacher.channels,
+            teacher.margins() if mgd_config.margin == "teacher" else None,
+            mgd_config.reducer,
+            mgd_config.stage_weights,
+        )
+    except ValueError as error:
+        raise UserError(f"{config.student} cannot learn from {config.teacher}: {error}") from error
+    if moco_config.bn_splits > 1:
+        split_batch_norms(mgd.norms, moco_config.bn_splits)
+    method = DistilledMoCo(moco, mgd, [tap.relu for tap in taps], mgd_config.weight)
+    check_maps(method, teacher, config)
+    return method
+
+
+def check_maps(method: DistilledMoCo, teacher: Teacher, config: PretrainConfig) -> None:
+    """Raise UserError unless student and teacher maps have one spatial size at every stage, above 1 x 1."""
+    size = config.data.image_size
+    probe = torch.zeros(1, 3, size, size)
+    method.eval()
+    sizes = zip(method.student_maps(probe), teacher(probe), strict=True)
+    for i, (student_map, teacher_map) in enumerate(sizes, start=1):
+        s, t = list(student_map.shape[2:]), list(teacher_map.shape[2:])
+        if s != t:
+            raise UserError(
+                f"stage {i} of {config.student} has maps of {s} and of the teacher {t} at data.image_size {size}: "
+                "choose networks whose strides agree"
+            )
+        if s == [1, 1]:
+            raise UserError(
+                f"the maps of stage {i} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
+                "choose larger images"
+            )
+
+
+def check_sizes(config: PretrainConfig, num_images: int) -> None:
+    """Raise UserError unless batch, queue, processes and data fit one another."""
+    batch, queue, processes = config.optim.batch_size, config.moco.queue_size, world_size()
+    if num_images < batch:
+        raise UserError(
+            f"{config.data.train} holds {num_images} images, fewer than optim.batch_size {batch}: "
+            "add images or lower the batch size"
+        )
+    if queue % batch:
+        raise UserError(
+            f"moco.queue_size {queue} is not a multiple of optim.batch_size {batch}: "
+            f"set it to {max(1, round(queue / batch)) * batch}, say"
+        )
+    if batch % processes or batch // processes < 2:
+        raise UserError(
+            f"optim.batch_size {batch} does not give each of {processes} processes the same number of at least "
+            "2 images: change either"
+        )
+    local, splits = batch // processes, config.moco.bn_splits
+    if local % splits or local // splits < 2:
+        raise UserError(
+            f"the {local} images of a process and step cannot be split into moco.bn_splits {splits} equal parts of at "
+            "least 2 images: change that or optim.batch_size"
+        )

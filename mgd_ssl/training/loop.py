@@ -12,32 +12,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import PREFETCH
+from mgd_ssl.data.order import TrainingOrder, subset
 from mgd_ssl.data.ring import view_batches
-from mgd_ssl.data.samples import (
-    PREFETCH,
-    CentreCrops,
-    PretrainBatch,
-    TrainingOrder,
-    TwoViews,
-    chosen_backend,
-    subset,
-    view_policy,
-)
+from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.distillation.rematch import save_costs, share_norm_statistics, update_matching
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Leaving
-from mgd_ssl.evaluation.knn import Accuracy
 from mgd_ssl.evaluation.monitor import KNNMonitor
+from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.networks.backbones import initial_encoder, trunk
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import FORMAT, Checkpoints
 from mgd_ssl.run.log import RunLog, logger
-from mgd_ssl.run.runtime import Runtime, StopRequest, on_rank_zero
+from mgd_ssl.run.runtime import Runtime, on_rank_zero
+from mgd_ssl.run.stop import StopRequest
 from mgd_ssl.tasks.moco import DistilledMoCo, Losses
 from mgd_ssl.training.meter import Clock, Meter
-from mgd_ssl.training.schedule import chosen_matching_epochs, learning_rate
+from mgd_ssl.training.schedule import learning_rate
 from mgd_ssl.training.time_left import LEFT_OUT, TimeLeft
 from moco.dist import rank, world_size
 from moco.keyed import keyed_seed

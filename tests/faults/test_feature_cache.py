@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linear_eval import feature_cache as cache
-from mgd_ssl.data.images import ImageList
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from tests.linear_eval.conftest import weights

@@ -26,10 +26,11 @@ from pyarrow import parquet
 from mgd_ssl import TrainingError, pretrain
 from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.cli import main
-from mgd_ssl.data.decode import Decoding, decode
+from mgd_ssl.config import Decoding
+from mgd_ssl.data.decode import decode, decode_pixels
+from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.hugging_face import ArrowImages, saved_files
-from mgd_ssl.data.images import ImageList, Images, Unreadable
-from mgd_ssl.data.jpeg import decode_pixels
+from mgd_ssl.data.images import Images, Unreadable
 from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import Backend, CentreCrops, PretrainBatch, TwoViews
 from mgd_ssl.data.shard_index import scan_shard

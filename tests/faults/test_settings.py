@@ -30,11 +30,9 @@ from launchers.sweep import read_sweep
 from linear_eval.linear import LinearConfig
 from linear_eval.protocols import Protocol, load_protocol
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.commands.demo import DemoConfig
-from mgd_ssl.commands.knn import KNNEvaluationConfig
 from mgd_ssl.commands.report import ReportConfig
-from mgd_ssl.config import CONFIGS, PretrainConfig, Settings, load_toml
-from mgd_ssl.data.pack import PackConfig
+from mgd_ssl.config import KNNEvaluationConfig, PackConfig, PretrainConfig
+from mgd_ssl.demo.study import DemoConfig
 from mgd_ssl.errors import UserError, exit_code
 from mgd_ssl.report.figures import curves, matching_pictures
 from mgd_ssl.report.sizes import size_rows
@@ -42,6 +40,7 @@ from mgd_ssl.report.tables import rows
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.read import read_runs
+from mgd_ssl.settings import CONFIGS, Settings, load_toml
 
 PROTOCOL = load_protocol("moco").model_dump()
 MODELS: dict[type[Settings], dict[str, Any]] = {

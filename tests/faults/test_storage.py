@@ -22,12 +22,11 @@ from mgd_ssl.cli import main
 from mgd_ssl.data.pack import Packer, pack
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.distillation import rematch
-from mgd_ssl.networks.weights import read_checkpoint
-from mgd_ssl.run.checkpoint import Checkpoints
-from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.checkpoint import Checkpoints, read_checkpoint
 from mgd_ssl.run.event_file import EventFile
 from mgd_ssl.run.log_file import LogFile
 from mgd_ssl.run.metrics import MetricsFile
+from mgd_ssl.run.result import Evaluation
 from tests.conftest import write_images
 from tests.faults.disk import Disk, small_disk
 from tests.linear_eval.conftest import BASE, weights, write_protocol

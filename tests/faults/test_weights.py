@@ -17,8 +17,8 @@ from torch import Tensor
 from linear_eval import linear
 from mgd_ssl import Interrupted, UserError, pretrain
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.networks.weights import load_backbone, parsed, read_checkpoint
-from mgd_ssl.run.checkpoint import serialised
+from mgd_ssl.networks.weights import load_backbone
+from mgd_ssl.run.checkpoint import parsed, read_checkpoint, serialised
 from mgd_ssl.run.zip_records import check_records
 from tests.linear_eval.conftest import BASE, write_protocol
 from tests.runs import assert_same_end, differing, stop_after, tiny, trained_teacher

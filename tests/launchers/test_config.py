@@ -12,8 +12,8 @@ from launchers.config import SlurmConfig, minutes
 from launchers.launch import CONFIGS, evaluation, main, with_out
 from launchers.slurm import batch_script
 from launchers.sweep import read_sweep
-from mgd_ssl.config import load_toml, parse
 from mgd_ssl.errors import UserError
+from mgd_ssl.settings import load_toml, parse
 
 
 @pytest.mark.parametrize(

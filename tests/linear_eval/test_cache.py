@@ -10,7 +10,8 @@ from PIL import Image
 
 from linear_eval import feature_cache as cache
 from mgd_ssl.data import images as images_module
-from mgd_ssl.data.images import ImageList, Unreadable
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from tests.two_processes import CPU

@@ -15,12 +15,12 @@ from PIL import Image
 
 from linear_eval import linear
 from mgd_ssl import cli
+from mgd_ssl.data.sources import Labelled, scan_labelled
 from mgd_ssl.errors import TrainingError, UserError
-from mgd_ssl.evaluation.features import Labelled, scan_labelled
 from mgd_ssl.networks.backbones import build_encoder
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.run.checkpoint import serialised
-from mgd_ssl.run.evaluation import Evaluation
+from mgd_ssl.run.result import Evaluation
 from tests.linear_eval.conftest import BASE, LIVE, weights, write_protocol
 from tests.runs import flags
 

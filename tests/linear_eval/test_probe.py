@@ -11,8 +11,9 @@ import torch
 
 from linear_eval.feature_batches import CachedSource, standardising
 from linear_eval.heads import Heads, Scores, initial
-from linear_eval.probe import Probe, held_out, ranking, stages
+from linear_eval.probe import Probe, ranking, stages
 from linear_eval.protocols import Protocol, Setting
+from mgd_ssl.data.order import held_out
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.run.log import RunLog

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from linear_eval.feature_batches import CROP_AND_FLIP, LiveSource, Transform
-from mgd_ssl.data.images import ImageList, Unreadable
-from mgd_ssl.data.samples import TrainingOrder
+from linear_eval.feature_batches import LiveSource, Transform
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.order import TrainingOrder
+from mgd_ssl.data.samples import CROP_AND_FLIP
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime

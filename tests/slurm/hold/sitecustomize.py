@@ -30,7 +30,7 @@ def _hold(folder: Path, step: str, signalled: list[int]) -> None:
 
 def _install() -> None:
     pretrain = import_module("mgd_ssl.commands.pretrain")  # the package has a function of that name
-    from mgd_ssl.run.runtime import StopRequest
+    from mgd_ssl.run.stop import StopRequest
     from mgd_ssl.training.loop import Trainer
 
     name, _, steps = os.environ.get("HOLD", ":").partition(":")

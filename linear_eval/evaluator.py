@@ -1,0 +1,341 @@
+"""A linear evaluation from settings to a number with its protocol: features, heads, result."""
+
+import hashlib
+import json
+import signal
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linear_eval.feature_batches import CachedSource, LiveSource, Source, Transform, standardising
+from linear_eval.feature_cache import cached_features
+from linear_eval.linear import LinearConfig, required
+from linear_eval.probe import Probe, stages
+from linear_eval.protocols import Protocol, load_protocol
+from mgd_ssl.data.order import held_out
+from mgd_ssl.data.samples import decoding_as_in
+from mgd_ssl.data.sources import Labelled, scan_labelled
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.errors import Interrupted, UserError, once_trained
+from mgd_ssl.evaluation.features import Features
+from mgd_ssl.files import writing
+from mgd_ssl.networks.frozen import FrozenBackbone
+from mgd_ssl.run.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import run_folder
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.log_file import ending_told
+from mgd_ssl.run.result import Evaluation, damage, read_result, write_result
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.stop import StopRequest
+from mgd_ssl.settings import differences
+from mgd_ssl.untrained import find_evaluated, untrained
+
+PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
+
+
+HEAD = "head.pt"
+
+
+RESULT = ("top1", "top5", "loss", "lr", "weight_decay", "rounds")
+
+
+def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluation, Path]:
+    """Evaluate a checkpoint, or continue an evaluation.
+
+    Args:
+        config: all settings; or pass them by name: `linear(checkpoint="runs/r18", data="imagenet", protocol="moco")`.
+
+    Returns:
+        The evaluation, and the file it was saved as.
+
+    Raises:
+        UserError: when a setting, a file or a folder is at fault.
+        TrainingError: when it had to stop; its checkpoints stay.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
+        ValueError: for unknown settings or values out of range.
+    """
+    config = config or LinearConfig(**settings)
+    checkpoint, data, out = required(config)
+    protocol = load_protocol(config.protocol)
+    name = protocol.name + (chosen.suffix if (chosen := untrained(checkpoint)) else "")
+    with ending_told(seed_folder(out, name, config.seeds[0])), process(config.runtime) as runtime:
+        weights = on_rank_zero(lambda: find_evaluated(checkpoint))
+        backbone = FrozenBackbone.load(weights, config.arch)
+        backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        decoding = decoding_as_in(run_of(checkpoint), config.background, config.max_pixels)
+        train, val = scan_labelled(data / "train", data / "val", decoding)
+        num_classes = int(train.labels.max()) + 1
+        stages(protocol, len(train[0]), held_out(train[1], protocol.held_out, 0))  # sizes fit, before anything is done
+        evaluator = Evaluator(config, protocol, out, runtime, backbone, train, val, num_classes)
+        with StopRequest().listening() as stop:
+            try:
+                results = [evaluator.run(seed, stop) for seed in config.seeds]
+            finally:
+                stop.finish()
+        evaluation = evaluator.evaluation(results)
+        with once_trained(lambda: len(results)):
+            return evaluation, on_rank_zero(lambda: evaluation.save(out))
+
+
+def seed_folder(out: Path, name: str, seed: int) -> Path:
+    """Where the evaluation with a seed has its log, checkpoints and result, by the name of the results."""
+    return out / f"linear_{name}_seed{seed}"
+
+
+class Evaluator:
+    """One backbone, one protocol, one data set; a seed at a time.
+
+    Args:
+        config: for paths and data workers.
+        protocol: what to do.
+        out: folder for results and cached features.
+        runtime: device and precision.
+        backbone: on the device.
+        train: images and their labels.
+        val: images and their labels.
+        num_classes: of both.
+    """
+
+    def __init__(
+        self,
+        config: LinearConfig,
+        protocol: Protocol,
+        out: Path,
+        runtime: Runtime,
+        backbone: FrozenBackbone,
+        train: Labelled,
+        val: Labelled,
+        num_classes: int,
+    ) -> None:
+        self.config, self.protocol, self.out, self.runtime = config, protocol, out, runtime
+        self.backbone, self.train, self.val, self.num_classes = backbone, train, val, num_classes
+        self.image_size = config.image_size or size_of_run(config.checkpoint) or PUBLISHED_SIZE
+        self.workers = runtime.data_workers(config.workers)
+        self._features: dict[str, Features] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the results: the protocol's, with the encoder where that is an untrained one."""
+        chosen = untrained(self.backbone.report.path)
+        return self.protocol.name + (chosen.suffix if chosen else "")
+
+    def run(self, seed: int, stop: StopRequest) -> dict[str, Any]:
+        """Result of one seed; at once when it is there already."""
+        folder = seed_folder(self.out, self.name, seed)
+        described = self.description(seed)
+        with (
+            ending_told(folder),
+            run_folder(folder, described, check_same_evaluation, finished_evaluation) as finished,
+        ):
+            return finished or self._run(seed, folder, stop)
+
+    def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
+        checkpoints = Checkpoints(folder / "checkpoints", counter="finished_steps")
+        complaints: list[str] = []
+        newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
+        state = checkpoints.read(newest) if newest else None
+        if damaged := on_rank_zero(lambda: damage(folder, RESULT, HEAD)):
+            complaints.append(f"{damaged}; {HEAD} and result.json are made anew")
+        steps = sum(s.steps for s in stages(self.protocol, len(self.train[1]), self._held_out(seed)))
+        done = state["finished_steps"] if state else 0
+        with RunLog(folder, steps, done, state["metrics_bytes"] if state else 0) as log:
+            for complaint in complaints:
+                logger.warning("%s", complaint)
+            logger.info("%s; seed %d", self.protocol_string(), seed)
+            logger.info("backbone %s", self.backbone.report)
+            skipped = [
+                SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable, "--max-unreadable")
+                for name, (images, _) in (("train", self.train), ("val", self.val))
+            ]
+            probe = self.probe(seed, skipped, stop)
+            if state is not None and newest is not None:
+                with taken_over(newest):
+                    probe.load(state)
+                logger.info("continuing after step %d of %d, from %s", done, steps, newest)
+
+            def save() -> None:
+                for account in skipped:
+                    account.share()
+                num_bytes = on_rank_zero(log.synced_bytes)
+                now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": num_bytes}
+                on_rank_zero(lambda: checkpoints.save(probe.finished_steps, now))
+
+            with once_trained(lambda: probe.finished_steps):
+                ended = probe.train(log, stop.agreed, save)
+            self.backbone.check_untouched()
+            if not ended:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(stop.signal_number).name} after step "
+                    f"{probe.finished_steps}: the same command continues from there",
+                    stop.signal_number,
+                )
+            for account in skipped:
+                account.share()
+            on_rank_zero(log.synced_bytes)  # a finished evaluation has all its rows
+            return self._finish(probe, folder)
+
+    def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe:
+        """What trains the heads, with the features it needs computed or found."""
+        device, protocol = self.runtime.device, self.protocol
+        val = self.features("val", skipped[1], stop)
+        transform, table = Transform(protocol.normalise), None
+        if protocol.standardise or protocol.features == "cached":
+            table = self.features("train", skipped[0], stop)
+        if protocol.standardise:
+            assert table is not None
+            transform = standardising(table.values, protocol.normalise, device)
+        images, labels = self.train
+        cached = None
+        if protocol.features == "cached":
+            assert table is not None
+            cached = CachedSource(table, transform, device)
+        source: Source = cached or LiveSource(
+            self.backbone, images, labels, transform, self.image_size, seed, self.runtime, self.workers,
+            skipped[0].note,
+        )  # fmt: skip
+        dim = val.values.shape[1]
+        val_source = CachedSource(val, transform, device)
+        return Probe(protocol, seed, self.num_classes, dim, labels, source, cached, val_source, device)
+
+    def features(self, split: str, skipped: SkippedFiles, stop: StopRequest) -> Features:
+        """Features of centre crops of "train" or "val", for all seeds."""
+        if split not in self._features:
+            images, labels = self.train if split == "train" else self.val
+
+            def check_stop() -> None:
+                skipped.share()
+                if stop.agreed():
+                    raise Interrupted(
+                        f"stopped by {signal.Signals(stop.signal_number).name} while computing features of {split}: "
+                        "the same command continues from there",
+                        stop.signal_number,
+                    )
+
+            self._features[split] = cached_features(
+                self.out / "linear_features", split, self.backbone, images, labels, self.runtime,
+                image_size=self.image_size, workers=self.workers, report=skipped.note, check_stop=check_stop,
+            )  # fmt: skip
+        return self._features[split]
+
+    def _held_out(self, seed: int) -> np.ndarray:
+        return held_out(self.train[1], self.protocol.held_out, seed)
+
+    def _finish(self, probe: Probe, folder: Path) -> dict[str, Any]:
+        """Measure the last head once, and save it beside the result."""
+        scores, [setting] = probe.result(), probe.settings
+        result = {
+            "top1": scores.top1[0],
+            "top5": scores.top5[0],
+            "loss": scores.loss[0],
+            "lr": setting.lr,
+            "weight_decay": setting.weight_decay,
+            "rounds": probe.rounds,
+        }
+        transform = probe.val.transform
+        head = {"weight": probe.heads.weight.cpu(), "bias": probe.heads.bias.cpu(), "normalise": transform.normalise}
+        if transform.mean is not None and transform.inverse_deviation is not None:
+            head |= {"mean": transform.mean.cpu(), "inverse_deviation": transform.inverse_deviation.cpu()}
+
+        def write() -> None:
+            with writing(folder):
+                write_result(folder, result, HEAD, serialised(head))
+
+        on_rank_zero(write)
+        return result
+
+    # telling
+
+    def protocol_string(self) -> str:
+        """All that a number depends on, in one line."""
+        few = f", top-5 is top-{self.num_classes}" if self.num_classes < 5 else ""
+        precision = self.config.runtime.precision
+        return (
+            f"{self.protocol}; {len(self.train[1])} training and {len(self.val[1])} validation images of "
+            f"{self.num_classes} classes{few}; crops of {self.image_size} pixels{self.train[0].decoding.told()}, "
+            f"{precision}; last state, "
+            "nothing chosen on the validation set"
+        )
+
+    def description(self, seed: int) -> dict[str, Any]:
+        """What an evaluation with a seed is, as saved in its `config.json`."""
+        report = self.backbone.report
+        return {
+            "config": {
+                "protocol": self.protocol.model_dump(mode="json"),
+                "seed": seed,
+                "image_size": self.image_size,
+                "precision": self.config.runtime.precision,
+                **asdict(self.train[0].decoding),
+                "train_images": on_rank_zero(self.train[0].fingerprint),
+                "val_images": on_rank_zero(self.val[0].fingerprint),
+                "train_labels": hash_of_labels(self.train.labels),
+                "val_labels": hash_of_labels(self.val.labels),
+                "backbone": f"{report.arch} {report.sha256}",
+            },
+            "environment": environment(),
+        }
+
+    def evaluation(self, results: Sequence[dict[str, Any]]) -> Evaluation:
+        """The seeds' results together."""
+        report = self.backbone.report
+        return Evaluation(
+            kind="linear",
+            name=self.name,
+            protocol=f"{self.protocol_string()}; seeds {' '.join(map(str, self.config.seeds))}",
+            checkpoint=str(report.path),
+            arch=report.arch,
+            values={metric: [result[metric] for result in results] for metric in ("top1", "top5")},
+            details={
+                "sha256": report.sha256,
+                "seeds": list(self.config.seeds),
+                "chosen": [{"lr": result["lr"], "weight_decay": result["weight_decay"]} for result in results],
+                "mean": {metric: statistics.fmean(result[metric] for result in results) for metric in ("top1", "top5")},
+            },
+        )
+
+
+def finished_evaluation(folder: Path) -> dict[str, Any] | None:
+    """The result of an evaluation that is finished; None when it is not, or is damaged and must be made anew."""
+    try:
+        return read_result(folder, RESULT, HEAD)
+    except UserError:
+        return None
+
+
+def hash_of_labels(labels: np.ndarray) -> str:
+    """Hash of class indexes [n]: the same images may be labelled otherwise."""
+    return hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()
+
+
+def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError when a folder holds the evaluation of another backbone, data set or protocol."""
+    if changed := differences(old["config"], new["config"]):
+        raise UserError(
+            f"{out} holds an evaluation of something else ({'; '.join(changed)}): remove it, or choose another --out"
+        )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The path itself when it is a run's folder."""
+    return checkpoint if (checkpoint / "config.json").is_file() else None
+
+
+def size_of_run(checkpoint: Path | None) -> int | None:
+    """Edge of the views a run was trained with, None when the path is no run's folder.
+
+    Raises:
+        UserError: when its config.json cannot be read.
+    """
+    if checkpoint is None or not (checkpoint / "config.json").is_file():
+        return None
+    try:
+        return int(json.loads((checkpoint / "config.json").read_text())["config"]["data"]["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint / 'config.json'} does not tell data.image_size: restore it, or pass --image-size"
+        ) from error

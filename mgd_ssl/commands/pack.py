@@ -1,0 +1,20 @@
+"""`mgd-ssl pack`: images rewritten once into tar shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgd_ssl.config import PackConfig
+from mgd_ssl.data.pack import pack
+from mgd_ssl.printable import printable
+from mgd_ssl.settings import parse
+
+
+def main(argv: Sequence[str]) -> int:
+    """Pack and say what became of it."""
+    result = pack(parse(PackConfig, argv, "mgd-ssl pack"))
+    labelled = f"{result.classes} classes" if result.classes else "no labels"
+    print(f"{result.images} images ({labelled}) in {result.shards} shards, {result.megabytes:.1f} MB")
+    if result.left_out:
+        print(f"{result.left_out} unreadable images are left out: see {printable(Path(result.out) / 'skipped.jsonl')}")
+    print(f"finished: pass {printable(result.out)} in place of the folder")
+    return 0

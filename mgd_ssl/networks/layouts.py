@@ -1,0 +1,42 @@
+"""Whose file it is: MoCo's, ours, torchvision's; and the plain keys of its backbone."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mgd_ssl.errors import UserError
+from mgd_ssl.networks.plain import check_names, shown
+from mgd_ssl.networks.weights import MOST_TOLD
+
+ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
+
+
+def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no tensors by name: pass a checkpoint with a state dict")
+    check_names(state, path)
+    return state
+
+
+def _prefix(state: dict[str, Tensor], path: Path) -> str:
+    prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
+    queries = [prefix for prefix in prefixes if prefix.endswith("encoder_q.")]  # MoCo: not the EMA encoder
+    chosen = queries or prefixes
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        raise UserError(f"{path} holds no ResNet (no key ends in {ANCHOR!r}): pass a ResNet's checkpoint")
+    several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
+    raise UserError(f"{path} holds several networks ({several}): save the one you want alone")
+
+
+def _group(key: str) -> str:
+    """`module.encoder_k.layer1.0.conv1.weight` -> `encoder_k`."""
+    parts = key.split(".")
+    return parts[1] if parts[0] == "module" and len(parts) > 1 else parts[0]

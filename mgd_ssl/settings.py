@@ -1,0 +1,334 @@
+"""How settings work: frozen models, from defaults < TOML file < command line.
+
+The line under a field is its documentation, in `--help` too.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+
+from mgd_ssl.config import MAX_SEED
+from mgd_ssl.errors import UserError, nearest
+
+MAX_NESTING = 8  # of a TOML file; settings have two levels
+
+
+SHOWN = 80  # characters of a wrong value in a message
+
+
+class SettingError(ValueError):
+    """One sentence on one setting, which starts with its key."""
+
+
+class _RefusedFlag(Exception):
+    """A `SettingError` while tyro makes settings of flags: it would print a ValueError in a box of its own words."""
+
+    def __init__(self, group: "type[Settings]", sentence: str) -> None:
+        super().__init__(sentence)
+        self.group = group
+
+
+_parsing = ContextVar("parsing", default=False)  # whether tyro is at work
+
+
+class Settings(BaseModel):
+    """Base of all groups: frozen, and an unknown key is an error.
+
+    A field validator raises ValueError with the remedy alone, a model validator with the whole sentence.
+
+    Raises:
+        SettingError: one sentence that names the first setting at fault by its dotted key, its value and a remedy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        if unknown := _unknown_key(type(self), values):
+            raise SettingError(f"{shortened(unknown)} is no setting{_nearest_key(unknown, keys_of(type(self)))}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            if _parsing.get():
+                raise _RefusedFlag(type(self), _sentence(error)) from error
+            raise SettingError(_sentence(error)) from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """`lr = true` would be taken for 1."""
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if wanted is not bool and any(isinstance(leaf, bool) for leaf in _leaves(value)):
+            raise ValueError("true and false are for switches, give what its help text asks for")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        """Numbers fit 64 bits, and no path or word holds a character that the system does not take."""
+        for name in type(self).model_fields:
+            for leaf in _leaves(getattr(self, name)):
+                if isinstance(leaf, int) and abs(leaf) > MAX_SEED:
+                    raise ValueError(f"{name} is {brief(leaf)}: set it below 2**63")
+                if isinstance(leaf, str | Path) and "\0" in str(leaf):
+                    raise ValueError(f"{name} is {brief(leaf)}: take the zero character out")
+        return self
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """A value, or all values in its lists."""
+    if isinstance(value, list | tuple):
+        for element in value:
+            yield from _leaves(element)
+    else:
+        yield value
+
+
+def _unknown_key(model: type[Settings], values: dict[str, Any]) -> str:
+    """Dotted name of the first key that is no field of the model or of its groups, or an empty string."""
+    for name, value in values.items():
+        if name not in model.model_fields:
+            return name
+        group = model.model_fields[name].annotation
+        if not (isinstance(group, type) and issubclass(group, Settings) and isinstance(value, dict)):
+            continue
+        if unknown := _unknown_key(group, value):
+            return f"{name}.{unknown}"
+    return ""
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """`, did you mean 'moco.queue_size'?`: the closest last part, in the same group where there are several."""
+    group, _, last = key.rpartition(".")
+    by_last: dict[str, str] = {}
+    for other in sorted(known, key=lambda other: other.rpartition(".")[0] != group):
+        by_last.setdefault(other.rpartition(".")[2], other)
+    matches = difflib.get_close_matches(last, by_last, n=1)
+    return f", did you mean {by_last[matches[0]]!r}?" if matches else ""
+
+
+REMEDIES = {
+    "greater_than": "set it above {gt}",
+    "greater_than_equal": "set it to {ge} or more",
+    "less_than": "set it below {lt}",
+    "less_than_equal": "set it to {le} or less",
+    "finite_number": "give a finite number",
+    "literal_error": "choose {expected}",
+    "int_from_float": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_parsing_size": "give a smaller number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "string_type": "write text, in quotes",
+    "string_unicode": "write text without broken characters",
+    "string_pattern_mismatch": "write what matches {pattern}",
+    "string_too_long": "write {max_length} characters at most",
+    "path_type": "write a path, in quotes",
+    "tuple_type": "write a list",
+    "too_short": "give {min_length} values or more",
+    "too_long": "give {max_length} values at most",
+    "missing": "give it too",
+    "model_type": "write its settings below a line with its name in brackets",
+    "dict_type": "write its settings below a line with its name in brackets",
+}  # pydantic's kinds of errors -> what to do; of the others its own words are shown
+
+
+def _sentence(error: ValidationError) -> str:
+    """`optim.lr is -1: set it above 0`, of the first setting at fault."""
+    first = error.errors()[0]
+    key, context = ".".join(str(part) for part in first["loc"]), first.get("ctx", {})
+    bounds = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+    known = REMEDIES.get(first["type"])
+    remedy = known.format_map(bounds) if known else f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] == "value_error":
+        cause = context["error"]
+        if not key:  # of a whole group
+            return str(cause)
+        if isinstance(cause, SettingError):  # raised by a group, in which the key begins
+            return f"{key}.{cause}"
+        remedy = str(cause)
+    return f"{key} is {'missing' if first['type'] == 'missing' else brief(first['input'])}: {remedy}"
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: as Python writes it, and not all of it where it is long."""
+    try:
+        return shortened(repr(str(value) if isinstance(value, Path) else value))
+    except (ValueError, RecursionError):  # more digits than Python writes
+        return "too long to be shown"
+
+
+def shortened(text: str) -> str:
+    """At most `SHOWN` characters."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+# What may differ between the parts of one run: it changes neither weights nor matching, or by rounding alone as the
+# device, compilation and the backend of the views do.
+FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn",
+                  "checkpoint", "runtime.threads", "runtime.log_every", "runtime.compile",
+                  "runtime.device")  # fmt: skip
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+Values = TypeVar("Values", bound=Sequence[Any])
+
+
+def each_once(values: Values) -> Values:
+    """The values of a setting, for a field validator.
+
+    Raises:
+        ValueError: when one is there twice.
+    """
+    if len(set(values)) < len(values):
+        raise ValueError("give each value once")
+    return values
+
+
+CONFIGS = Path(str(resources.files("mgd_ssl"))) / "configs"
+
+
+def find_config(name: str, folder: Path = CONFIGS, what: str = "config file") -> Path:
+    """A TOML file by path, or by the name of one in a folder that comes with the package (`imagenet_r50_r18_mgd`)."""
+    path = Path(name)
+    if os.path.isfile(path):  # not Path.is_file, which raises for some names
+        return path
+    packaged = folder / f"{path.stem}.toml"
+    if path.parent.name in ("", folder.name) and packaged.is_file():
+        return packaged
+    known = sorted(file.stem for file in folder.glob("*.toml"))
+    raise UserError(f"no {what} {name!r}{nearest(name, known)}: pass a path or one of {', '.join(known)}")
+
+
+def load_toml(model: type[Model], path: Path) -> Model:
+    """Settings from a TOML file over the defaults.
+
+    Raises:
+        UserError: naming the file and the key at fault.
+    """
+    try:
+        return model(**read_toml(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        UserError: when it cannot be read, is no TOML, or is nested more deeply than any settings are.
+    """
+    try:
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): pass a TOML file") from error
+    except RecursionError as error:
+        raise UserError(_too_deep(path)) from error
+    except ValueError as error:  # of the parser, the decoder, or for numbers of thousands of digits
+        raise UserError(f"{path} is not valid TOML ({error}): mend that line") from error
+    level: list[Any] = [content]
+    for _ in range(MAX_NESTING):  # a loop: recursion would end where the nesting does not
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise UserError(_too_deep(path))
+    return content
+
+
+def _too_deep(path: Path) -> str:
+    return f"{path} is nested more than {MAX_NESTING} levels deep: settings have two, [group] and key"
+
+
+def keys_of(model: type[Settings], prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a model and of its groups."""
+    keys = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            keys += keys_of(field.annotation, f"{prefix}{name}.")
+        keys.append(f"{prefix}{name}")
+    return keys
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every setting that must not change within a run but did."""
+    old, new = flattened(old), flattened(new)
+    return [
+        f"{key}: {old.get(key, 'not yet a setting')} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_TO_CHANGE)
+    ]
+
+
+def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CONFIGS) -> Model:
+    """Settings from a command line; `--config FILE` (anywhere in it) is read first, flags override it.
+
+    Args:
+        model: the settings.
+        argv: the arguments.
+        prog: name of the program, for its help.
+        configs: folder whose TOML files --config finds by name.
+
+    Raises:
+        UserError: naming the setting at fault by its dotted key.
+        SystemExit: for words that are no flags, or not of a flag's type; the parser has told why.
+    """
+    args, file = _take_config(list(argv))
+    default = load_toml(model, find_config(file, configs)) if file else model()
+    description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
+    token = _parsing.set(True)
+    try:
+        return tyro.cli(model, args=args, default=default, prog=prog, description=description)
+    except _RefusedFlag as refused:
+        raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
+    finally:
+        _parsing.reset(token)
+
+
+def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = "") -> str:
+    """`optim.` for OptimConfig; empty for the model itself."""
+    for name, field in model.model_fields.items():
+        if field.annotation is group:
+            return f"{prefix}{name}."
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+            continue
+        if found := _key_of_group(inner, group, f"{prefix}{name}."):
+            return found
+    return ""
+
+
+def _take_config(args: list[str]) -> tuple[list[str], str | None]:
+    for i, arg in enumerate(args):
+        if arg == "--config":
+            if i + 1 == len(args):
+                raise UserError("--config needs a value: the path or the name of a TOML file")
+            return args[:i] + args[i + 2 :], args[i + 1]
+        if arg.startswith("--config="):
+            return args[:i] + args[i + 1 :], arg.removeprefix("--config=")
+    return args, None

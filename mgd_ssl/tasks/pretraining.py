@@ -1,0 +1,229 @@
+"""A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
+
+import signal
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mgd_ssl.commands.pretrain import completed, identity, required
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.samples import decoding_of
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.errors import Interrupted, UserError, once_trained
+from mgd_ssl.evaluation.monitor import KNNMonitor
+from mgd_ssl.files import writing
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.weights import md5_of
+from mgd_ssl.run.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import check_same, find_weights, run_folder, unfinished
+from mgd_ssl.run.lock import JOBS as JOBS
+from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.log_file import ending_told
+from mgd_ssl.run.result import damage, read_result, write_result
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.settings import differences
+from mgd_ssl.tasks.moco import DistilledMoCo, build_method, check_sizes
+from mgd_ssl.training.loop import Trainer
+from moco.dist import world_size
+
+UNSHUFFLED = (
+    "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
+    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
+)
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a finished run leaves; also its `result.json`, where paths are relative, so that a run can be moved."""
+
+    out: str  # the run's folder
+    encoder: str  # file with the student's backbone, torchvision's state-dict keys
+    epochs: int
+    steps: int
+    knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+
+
+ENCODER = "encoder.pt"
+
+
+RESULT = tuple(field.name for field in fields(PretrainResult))
+
+
+def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:
+    """Pretrain a student, or continue the run in `out`.
+
+    Args:
+        config: all settings; or pass them by name, groups as dictionaries:
+            `pretrain(out="run", student="resnet18", teacher="moco_v2.pth.tar", data={"train": "images"})`.
+
+    Returns:
+        The result; at once when the run is finished already.
+
+    Raises:
+        UserError: when a setting, a file or a folder is at fault; nothing was trained.
+        TrainingError: when training had to stop; its checkpoints stay.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
+        ValueError: for unknown settings or values out of range.
+    """
+    config = config or PretrainConfig(**settings)
+    out, train = required(config)
+    with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
+        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
+        check_sizes(config, len(images))
+        teacher = load_teacher(config)
+        method = build_method(config, teacher)
+        if teacher is not None:
+            teacher.fold()  # after its margins were read from the BatchNorms
+        with run_folder(out, description(config, images, teacher), check_same_run, finished_run) as finished:
+            if finished is not None:
+                return PretrainResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
+            for module in (method, teacher):
+                if module is not None:
+                    module.to(runtime.device).to(memory_format=runtime.memory_format)
+            return run(config, out, images, teacher, method, runtime)
+
+
+def run(
+    config: PretrainConfig,
+    out: Path,
+    images: Images,
+    teacher: Teacher | None,
+    method: DistilledMoCo,
+    runtime: Runtime,
+) -> PretrainResult:
+    """Train from the newest whole checkpoint in `out`, or from the start, to the end."""
+
+    def skipped(name: str, of: Images) -> SkippedFiles:
+        return SkippedFiles(out / f"skipped_{name}.jsonl", of, config.data.max_unreadable)
+
+    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint.keep)
+    complaints: list[str] = []
+    newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
+    state = checkpoints.read(newest) if newest else None
+    if told := on_rank_zero(lambda: damage(out, RESULT, ENCODER)):
+        complaints.append(f"{told}; {ENCODER} and result.json are made anew from the last checkpoint")
+    total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
+    with RunLog(out, total_steps, state["step"] if state else 0, state["metrics_bytes"] if state else 0) as log:
+        for complaint in complaints:
+            logger.warning("%s", complaint)
+        logger.info("%s", summary(config, images, runtime))
+        if world_size() * config.moco.bn_splits == 1:
+            logger.info("%s", UNSHUFFLED)
+        if teacher is not None:
+            logger.info("teacher %s", teacher.report)
+            warn_of_unfinished(config, teacher)
+        monitor = None
+        if config.knn.train is not None or config.knn.val is not None:
+            monitor = KNNMonitor(
+                config.knn,
+                runtime,
+                image_size=config.data.image_size,
+                seed=config.seed,
+                workers=runtime.data_workers(config.data.workers),
+                skipped=skipped,
+                decoding=decoding_of(config.data),
+            )
+        trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
+        if state is not None and newest is not None:
+            with taken_over(newest):
+                trainer.load(state)
+            logger.info("continuing after step %d of %d, from %s", trainer.step, total_steps, newest)
+        trainer.wrap()
+        with once_trained(lambda: trainer.step):
+            stopped_by = trainer.train(log)
+            if stopped_by is not None:
+                name = signal.Signals(stopped_by).name
+                raise Interrupted(
+                    f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
+                )
+            return finish(config, out, trainer, log)
+
+
+def load_teacher(config: PretrainConfig) -> Teacher | None:
+    """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
+    path = config.teacher
+    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+
+
+def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
+    """Say so when the teacher's folder is that of a run that has not come to its end."""
+    assert config.teacher is not None and teacher.report is not None
+    if config.teacher.is_dir() and (step := unfinished(teacher.report.path)):
+        logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
+
+
+def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> PretrainResult:
+    """Last k-NN, then the student as a plain torchvision state dict, and the result."""
+    knn: dict[str, float] = {}
+    if trainer.monitor is not None:
+        accuracy = trainer.evaluate(log)
+        knn = {"top1": accuracy.top1, "top5": accuracy.top5, **trainer.knn_lines}
+    encoder = out / ENCODER
+    result = PretrainResult(str(out), str(encoder), config.optim.epochs, trainer.step, knn)
+
+    def write() -> None:
+        backbone = trainer.method.moco.encoder_q.state_dict()
+        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
+        log.synced_bytes()  # a finished run has all its rows
+        with writing(encoder):
+            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(plain))
+
+    on_rank_zero(write)
+    logger.info("student's backbone: %s (torchvision's keys)", encoder)
+    return result
+
+
+def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
+    """What a run is, as saved in its `config.json`."""
+    report, taught_by = teacher.report if teacher is not None else None, None
+    if report is not None:
+        md5 = on_rank_zero(lambda: md5_of(report.path))
+        taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
+        "teacher": taught_by,
+        "environment": environment(),
+    }
+
+
+def finished_run(out: Path) -> dict[str, Any] | None:
+    """The result of a run that is finished; None when it is not, or a damaged result can be made anew.
+
+    Raises:
+        UserError: when it cannot: training would start from nothing.
+    """
+    try:
+        result, told = read_result(out, RESULT, ENCODER), ""
+        if result is None and (out / ENCODER).exists():
+            told = f"{out / 'result.json'} is missing"
+    except UserError as error:
+        result, told = None, str(error)
+    if told and not Checkpoints(out / "checkpoints").paths():
+        raise UserError(f"{told}, and no checkpoint is left to make it anew from: restore it, or choose another --out")
+    return result
+
+
+def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError when a folder's run had other settings, images or another teacher."""
+    changed = differences(completed(old["config"]), new["config"])
+    if identity(old["teacher"]) != identity(new["teacher"]):
+        told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
+        changed.append(f"teacher: {told[0]} -> {told[1]}")
+    if old["data"] != new["data"]:
+        counts = [run["data"]["num_images"] for run in (old, new)]
+        changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
+    check_same(out, changed)
+
+
+def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
+    """One line that says what is about to happen."""
+    optim, guided = config.optim, f", guided by {config.teacher}" if config.teacher else ""
+    return (
+        f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
+        f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
+        f"{config.runtime.precision}"
+    )
