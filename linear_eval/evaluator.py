@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from linear_eval.feature_batches import CachedSource, LiveSource, Source, Transform, standardising
-from linear_eval.feature_cache import cached_features
+from linear_eval.feature_cache import FeatureCache
 from linear_eval.linear import LinearConfig, required
 from linear_eval.probe import Probe, stages
 from linear_eval.protocols import Protocol, load_protocol
@@ -20,20 +19,21 @@ from mgd_ssl.data.order import held_out
 from mgd_ssl.data.samples import decoding_as_in
 from mgd_ssl.data.sources import Labelled, scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
-from mgd_ssl.errors import Interrupted, UserError, once_trained
+from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.files import writing
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.run.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.networks.untrained import find_evaluated, untrained
+from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_folder
-from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import Evaluation, damage, read_result, write_result
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.session import Session
 from mgd_ssl.run.stop import StopRequest
 from mgd_ssl.settings import differences
-from mgd_ssl.untrained import find_evaluated, untrained
 
 PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
 
@@ -116,6 +116,7 @@ class Evaluator:
         self.backbone, self.train, self.val, self.num_classes = backbone, train, val, num_classes
         self.image_size = config.image_size or size_of_run(config.checkpoint) or PUBLISHED_SIZE
         self.workers = runtime.data_workers(config.workers)
+        self.cache = FeatureCache(out / "linear_features", backbone, runtime, self.image_size, self.workers)
         self._features: dict[str, Features] = {}
 
     @property
@@ -135,48 +136,35 @@ class Evaluator:
             return finished or self._run(seed, folder, stop)
 
     def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
-        checkpoints = Checkpoints(folder / "checkpoints", counter="finished_steps")
-        complaints: list[str] = []
-        newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
-        state = checkpoints.read(newest) if newest else None
-        if damaged := on_rank_zero(lambda: damage(folder, RESULT, HEAD)):
-            complaints.append(f"{damaged}; {HEAD} and result.json are made anew")
+        damaged = on_rank_zero(lambda: damage(folder, RESULT, HEAD))
         steps = sum(s.steps for s in stages(self.protocol, len(self.train[1]), self._held_out(seed)))
-        done = state["finished_steps"] if state else 0
-        with RunLog(folder, steps, done, state["metrics_bytes"] if state else 0) as log:
-            for complaint in complaints:
-                logger.warning("%s", complaint)
+        with Session(folder, steps, self.runtime) as session:
+            if damaged:
+                logger.warning("%s; %s and result.json are made anew", damaged, HEAD)
             logger.info("%s; seed %d", self.protocol_string(), seed)
             logger.info("backbone %s", self.backbone.report)
             skipped = [
                 SkippedFiles(folder / f"skipped_{name}.jsonl", images, self.config.max_unreadable, "--max-unreadable")
                 for name, (images, _) in (("train", self.train), ("val", self.val))
             ]
+            session.accounts += skipped
             probe = self.probe(seed, skipped, stop)
-            if state is not None and newest is not None:
-                with taken_over(newest):
-                    probe.load(state)
-                logger.info("continuing after step %d of %d, from %s", done, steps, newest)
+            if session.state is not None:
+                with session.taking_over():
+                    probe.load(session.state["probe"])
 
             def save() -> None:
-                for account in skipped:
-                    account.share()
-                num_bytes = on_rank_zero(log.synced_bytes)
-                now = probe.state() | {"finished_steps": probe.finished_steps, "metrics_bytes": num_bytes}
-                on_rank_zero(lambda: checkpoints.save(probe.finished_steps, now))
+                session.step = probe.finished_steps
+                session.share_accounts()
+                session.save({"probe": probe.state()})
 
             with once_trained(lambda: probe.finished_steps):
-                ended = probe.train(log, stop.agreed, save)
+                ended = probe.train(session.log, stop.agreed, save)
             self.backbone.check_untouched()
             if not ended:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(stop.signal_number).name} after step "
-                    f"{probe.finished_steps}: the same command continues from there",
-                    stop.signal_number,
-                )
-            for account in skipped:
-                account.share()
-            on_rank_zero(log.synced_bytes)  # a finished evaluation has all its rows
+                raise stop.interrupted(f"after step {probe.finished_steps}")
+            session.share_accounts()
+            on_rank_zero(session.log.synced_bytes)  # a finished evaluation has all its rows
             return self._finish(probe, folder)
 
     def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe:
@@ -196,7 +184,7 @@ class Evaluator:
             cached = CachedSource(table, transform, device)
         source: Source = cached or LiveSource(
             self.backbone, images, labels, transform, self.image_size, seed, self.runtime, self.workers,
-            skipped[0].note,
+            skipped[0],
         )  # fmt: skip
         dim = val.values.shape[1]
         val_source = CachedSource(val, transform, device)
@@ -205,21 +193,14 @@ class Evaluator:
     def features(self, split: str, skipped: SkippedFiles, stop: StopRequest) -> Features:
         """Features of centre crops of "train" or "val", for all seeds."""
         if split not in self._features:
-            images, labels = self.train if split == "train" else self.val
+            labelled = self.train if split == "train" else self.val
 
             def check_stop() -> None:
                 skipped.share()
                 if stop.agreed():
-                    raise Interrupted(
-                        f"stopped by {signal.Signals(stop.signal_number).name} while computing features of {split}: "
-                        "the same command continues from there",
-                        stop.signal_number,
-                    )
+                    raise stop.interrupted(f"while computing features of {split}")
 
-            self._features[split] = cached_features(
-                self.out / "linear_features", split, self.backbone, images, labels, self.runtime,
-                image_size=self.image_size, workers=self.workers, report=skipped.note, check_stop=check_stop,
-            )  # fmt: skip
+            self._features[split] = self.cache.features(split, labelled, skipped, check_stop)
         return self._features[split]
 
     def _held_out(self, seed: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Where the features of a training step come from: the cache, or the backbone itself on random crops."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import NamedTuple, Protocol
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from linear_eval.feature_cache import check_finite
-from mgd_ssl.data.images import Images, Unreadable
-from mgd_ssl.data.loader import batches
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import Account, batches
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import EvalBatch, RandomCrops
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.run.runtime import Runtime
@@ -121,7 +122,7 @@ class LiveSource:
         seed: of the run.
         runtime: device and precision.
         workers: data processes.
-        report: told of unreadable images.
+        account: told of unreadable images.
     """
 
     def __init__(
@@ -134,12 +135,12 @@ class LiveSource:
         seed: int,
         runtime: Runtime,
         workers: int,
-        report: Callable[[Sequence[Unreadable]], None],
+        account: Account,
     ) -> None:
         self.backbone, self.images, self.transform, self.runtime = backbone, images, transform, runtime
         self.labels = torch.from_numpy(labels)
         self.crops = RandomCrops(images, size, seed)
-        self.workers, self.report = workers, report
+        self.workers, self.account, self.upload = workers, account, Upload(runtime)
 
     @contextmanager
     def batches(self, rows: np.ndarray, order: TrainingOrder) -> Iterator[Batches]:
@@ -149,9 +150,9 @@ class LiveSource:
             yield (self._features(batch) for batch in loader)
 
     def _features(self, batch: EvalBatch) -> tuple[Tensor, Tensor]:
-        self.report(batch.unreadable)
+        self.account.note(batch.unreadable)
         with torch.no_grad(), self.runtime.autocast():
-            x = self.backbone(self.runtime.images(batch.images)).float()
+            x = self.backbone(self.upload.images(batch.images)).float()
         if not torch.isfinite(x).all():
             check_finite(x.cpu().numpy(), batch.indices.numpy(), self.images, self.backbone)
         y = self.labels[batch.indices].to(self.runtime.device, non_blocking=True)

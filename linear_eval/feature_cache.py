@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -13,10 +13,13 @@ from typing import IO
 
 import numpy as np
 
-from linear_eval.checksum import ACCOUNT, Account, checked
+from linear_eval.checksum import ACCOUNT, checked
+from linear_eval.checksum import Account as RowsAccount
 from mgd_ssl.data.decode import DECODER_VERSION
-from mgd_ssl.data.images import Images, Unreadable
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import Account, Reading
 from mgd_ssl.data.samples import CROP_VERSION
+from mgd_ssl.data.sources import Labelled
 from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
@@ -31,51 +34,98 @@ WAIT_SECONDS = 1  # between two looks at whether another process is done
 LARGEST_PART = 65536  # images whose features are held in memory at a time
 
 
-def cached_features(
-    folder: Path,
-    name: str,
-    backbone: FrozenBackbone,
-    images: Images,
-    labels: np.ndarray,
-    runtime: Runtime,
-    *,
-    image_size: int,
-    workers: int,
-    report: Callable[[Sequence[Unreadable]], None],
-    check_stop: Callable[[], None] = lambda: None,
-) -> Features:
-    """Raw features [n, d] (memory-mapped) and labels [n] of all images; from disk where they are there already.
+class FeatureCache:
+    """Raw features of centre crops on disk, shared by all protocols and seeds.
 
     On disk are the features and which image each is of (another one in place of an unreadable one), but no labels: the
     same images may have others the next time. Features that are not what was written are computed anew.
 
     Args:
-        folder: where the cache is, shared by all protocols and seeds.
-        name: of the images in messages.
+        folder: where it is.
         backbone: on the device.
-        images: of which the features are.
-        labels: class index of every image.
         runtime: device and precision.
         image_size: edge of the crop in pixels.
         workers: data processes.
-        report: told of unreadable images, whose replacements bring their own labels.
-        check_stop: called now and then on all ranks; what it raises ends the computation; what is done is kept if that
-            is `Interrupted`, and the next call continues from there.
-
-    Raises:
-        UserError: when the folder cannot be written, or features are not finite.
     """
-    sha256, precision = backbone.report.sha256, str(runtime.precision or "float32").removeprefix("torch.")
-    made_by = f"d{DECODER_VERSION}c{CROP_VERSION}"
-    key = on_rank_zero(lambda: f"{sha256[:16]}_{images.state()[:16]}_{image_size}_{precision}_{made_by}")
-    place = folder / key
-    if on_rank_zero(lambda: damage(place, len(images)) is None):
-        logger.info("features of %s: from %s", name, place)
+
+    def __init__(
+        self, folder: Path, backbone: FrozenBackbone, runtime: Runtime, image_size: int, workers: int = 0
+    ) -> None:
+        self.folder, self.backbone, self.runtime = folder, backbone, runtime
+        self.image_size, self.workers = image_size, workers
+
+    def features(
+        self, name: str, labelled: Labelled, account: Account, check_stop: Callable[[], None] = lambda: None
+    ) -> Features:
+        """Features [n, d] (memory-mapped) and labels [n] of all images; from disk where they are there already.
+
+        Args:
+            name: of the images in messages.
+            labelled: images and their labels.
+            account: told of unreadable images, whose replacements bring their own labels.
+            check_stop: called now and then on all ranks; what it raises ends the computation; what is done is kept if
+                that is `Interrupted`, and the next call continues from there.
+
+        Raises:
+            UserError: when features are not finite.
+            DiskError: when the folder cannot be written.
+        """
+        images, labels = labelled
+        place = on_rank_zero(lambda: self.folder / self.key(images))
+        if on_rank_zero(lambda: damage(place, len(images)) is None):
+            logger.info("features of %s: from %s", name, place)
+            return read(place, labels)
+        with alone(place, name, check_stop):
+            if on_rank_zero(lambda: cleared(place, name, len(images))):
+                self._compute(place, name, images, account, check_stop)
         return read(place, labels)
-    with alone(place, name, check_stop):
-        if on_rank_zero(lambda: cleared(place, name, len(images))):
-            compute(place, name, backbone, images, runtime, image_size, workers, report, check_stop)
-    return read(place, labels)
+
+    def key(self, images: Images) -> str:
+        """Of all that the features depend on."""
+        precision = str(self.runtime.precision or "float32").removeprefix("torch.")
+        made_by = f"d{DECODER_VERSION}c{CROP_VERSION}"
+        sha256, state = self.backbone.report.sha256, images.state()
+        return f"{sha256[:16]}_{state[:16]}_{self.image_size}_{precision}_{made_by}"
+
+    def _compute(
+        self, place: Path, name: str, images: Images, account: Account, check_stop: Callable[[], None]
+    ) -> None:
+        """Fill an entry, from where an earlier process was stopped or killed; arguments as of `features`."""
+        writer = Writer(place, len(images))
+        done = on_rank_zero(writer.open)
+        if done:
+            logger.info("features of %s: continuing after %d of %d", name, done, len(images))
+        indices = Labelled(images, np.arange(len(images)))  # in the place of labels: which image a feature is of
+        reading = Reading(BATCH, self.workers, account=account)
+        earlier, started = done, time.monotonic()
+        size = whole = BATCH * world_size()
+        keep = False
+        try:
+            while done < len(images):
+                check_stop()
+                rows = np.arange(done, min(done + size, len(images)))
+                part = extract_features(
+                    self.backbone, indices, rows, self.runtime,
+                    image_size=self.image_size, reading=reading, normalise=False,
+                )  # fmt: skip
+                check_finite(part.values, rows, images, self.backbone)
+                on_rank_zero(partial(writer.write, part))
+                done += len(rows)
+                speed = (done - earlier) / on_rank_zero(lambda: time.monotonic() - started)
+                left = round((len(images) - done) / speed)
+                logger.info("features of %s: %d of %d, %d s left", name, done, len(images), left)
+                # whole batches, so that what is in a batch does not depend on the clock
+                size = whole * max(1, int(min(LARGEST_PART, PART_SECONDS * speed)) // whole)
+            on_rank_zero(writer.finish)
+        except Interrupted:
+            keep = True
+            raise
+        except DiskError:
+            keep = writer.account.done > 0
+            raise
+        finally:
+            if not keep and rank() == 0:
+                writer.discard()
 
 
 def damage(place: Path, total: int) -> str | None:
@@ -94,54 +144,6 @@ def cleared(place: Path, name: str, total: int) -> bool:
         logger.warning("features of %s: those in %s are damaged (%s), computing them anew", name, place, wrong)
         shutil.rmtree(place, ignore_errors=True)
     return wrong is not None  # else another process has just finished it
-
-
-def compute(
-    place: Path,
-    name: str,
-    backbone: FrozenBackbone,
-    images: Images,
-    runtime: Runtime,
-    image_size: int,
-    workers: int,
-    report: Callable[[Sequence[Unreadable]], None],
-    check_stop: Callable[[], None],
-) -> None:
-    """Fill a cache entry, from where an earlier process was stopped or killed; arguments as of `cached_features`."""
-    writer = Writer(place, len(images))
-    done = on_rank_zero(writer.open)
-    if done:
-        logger.info("features of %s: continuing after %d of %d", name, done, len(images))
-    indices = np.arange(len(images))  # in the place of labels: which image a feature is of
-    earlier, started = done, time.monotonic()
-    size = BATCH * world_size()
-    keep = False
-    try:
-        while done < len(images):
-            check_stop()
-            rows = np.arange(done, min(done + size, len(images)))
-            part = extract_features(
-                backbone, images, indices, rows, runtime,
-                image_size=image_size, batch_size=BATCH, workers=workers, normalise=False, report=report,
-            )  # fmt: skip
-            check_finite(part.values, rows, images, backbone)
-            on_rank_zero(partial(writer.write, part))
-            done += len(rows)
-            speed = (done - earlier) / on_rank_zero(lambda: time.monotonic() - started)
-            left = round((len(images) - done) / speed)
-            logger.info("features of %s: %d of %d, %d s left", name, done, len(images), left)
-            # whole batches, so that what is in a batch does not depend on the clock
-            size = BATCH * world_size() * max(1, int(min(LARGEST_PART, PART_SECONDS * speed)) // (BATCH * world_size()))
-        on_rank_zero(writer.finish)
-    except Interrupted:
-        keep = True
-        raise
-    except DiskError:
-        keep = writer.account.done > 0
-        raise
-    finally:
-        if not keep and rank() == 0:
-            writer.discard()
 
 
 @contextmanager
@@ -203,7 +205,7 @@ class Writer:
     """
 
     def __init__(self, place: Path, total: int) -> None:
-        self.place, self.total, self.account = place, total, Account()
+        self.place, self.total, self.account = place, total, RowsAccount()
         self.unfinished = place.with_name(f".{place.name}.unfinished")
         self.values: np.ndarray | None = None  # [total, d], mapped
         self.rows: np.ndarray | None = None  # [total], mapped

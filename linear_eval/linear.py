@@ -11,10 +11,10 @@ from linear_eval.evaluator import linear
 from linear_eval.protocols import load_protocol
 from mgd_ssl.config import MAX_SEED, MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.untrained import untrained
 from mgd_ssl.printable import printable
 from mgd_ssl.run.result import Evaluation
 from mgd_ssl.settings import Settings, each_once, parse
-from mgd_ssl.untrained import untrained
 
 
 class LinearConfig(Settings):

@@ -11,10 +11,10 @@ import torch
 from mgd_ssl import UserError, pretrain
 from mgd_ssl.cli import main
 from mgd_ssl.commands import check
+from mgd_ssl.networks.untrained import load_evaluated, untrained
 from mgd_ssl.report.tables import full_frame, rows
 from mgd_ssl.run.read import read_runs
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.untrained import load_evaluated, untrained
 from tests.linear_eval.conftest import BASE, write_protocol
 from tests.runs import flags, tiny
 

@@ -16,14 +16,12 @@ from mgd_ssl.bench.config import BenchConfig
 from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
-from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.networks.backbones import build_backbone, build_encoder, stage_taps
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import Runtime, process
-from mgd_ssl.tasks.moco import build_method
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.run.session import Session
+from mgd_ssl.tasks.moco import Pretraining, build_method, update_of
 from moco import ViewPolicy, draw_view
 
 
@@ -40,18 +38,14 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     teacher = Teacher(build_backbone(config.teacher))
     method = build_method(pretrain_config, teacher)
     teacher.fold()
-    assert method.mgd is not None
-    channels = zip(method.mgd.student_channels, method.mgd.teacher_channels, strict=True)
-    for assignment, (c_s, c_t) in zip(method.mgd.assignments, channels, strict=True):
-        assignment.copy_(torch.randperm(c_t)[: assignment.numel()].view(c_s, -1))
-    method.mgd.matched = True
     for module in (method, teacher):
         module.to(runtime.device).to(memory_format=runtime.memory_format)
     with tempfile.TemporaryDirectory() as folder:
         images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
-        skipped = SkippedFiles(Path(folder) / "none", images, 1)
-        trainer = Trainer(pretrain_config, method, teacher, images, runtime, None, Checkpoints(Path(folder)), skipped)
-    trainer.wrap()
+        task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
+    assert task.mgd is not None
+    task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
+    update = update_of(pretrain_config, task)
     method.train()
     size = (config.batch_size, config.image_size, config.image_size, 3)
     im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
@@ -59,7 +53,11 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     if chosen_backend(DataConfig(), runtime.device) == "device":  # finishing the views is a part of the step
         rows = view_rows(config.batch_size)
         batch = PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
-    return lambda: _discard(trainer.train_step(batch))
+
+    def step() -> None:
+        task.after_step(update(task.inputs(batch, 0), 0).carried)
+
+    return step
 
 
 def bare_networks(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
@@ -141,10 +139,6 @@ def view_rows(num_images: int) -> Tensor:
             for v in range(2)
         ]
     )
-
-
-def _discard(result: object) -> None:
-    """Turn a step into a callable without a result."""
 
 
 def memory(config: BenchConfig) -> dict[str, Any]:

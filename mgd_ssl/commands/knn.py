@@ -11,11 +11,11 @@ from rich.text import Text
 from mgd_ssl.config import KNNEvaluationConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.knn_table import evaluate
+from mgd_ssl.networks.untrained import untrained
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_of
 from mgd_ssl.run.result import Evaluation
 from mgd_ssl.settings import parse
-from mgd_ssl.untrained import untrained
 
 
 def main(argv: Sequence[str]) -> int:

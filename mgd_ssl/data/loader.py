@@ -1,15 +1,21 @@
 """Batches from data workers."""
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.order import chunks
 from mgd_ssl.data.worker import START_METHOD, NotingDataset, check_room, dead_worker, kill_leftover, start_worker, tell
 from mgd_ssl.errors import UserError
+from moco.dist import rank, world_size
 
 PREFETCH = 2  # batches under way for each data worker
 
@@ -72,3 +78,58 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(parent: int, worker: int) -> None:
     start_worker(parent)
+
+
+class Account(Protocol):
+    """Told of files that cannot be decoded."""
+
+    def note(self, unreadable: Sequence[Unreadable]) -> None:
+        """Remember them."""
+        ...
+
+
+class Stop(Protocol):
+    """May end the work between two batches."""
+
+    def leaving(self, batches: Iterator[Any], most: int) -> Iterator[Any]:
+        """Pass batches on, at most so many on all ranks alike, or raise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are gone through once."""
+
+    batch_size: int = 64  # images of a batch
+    workers: int = 0  # data processes
+    pin: bool = False  # into pinned memory, for copies to a GPU that do not wait
+    account: Account | None = None
+    stop: Stop | None = None
+    progress: Callable[[int], None] = lambda done: None  # told how many of this process's images are done
+
+
+ONCE = Reading()
+
+
+@contextmanager
+def one_pass(dataset: Dataset[Any], indices: np.ndarray, reading: Reading) -> Iterator[Iterator[Any]]:
+    """This rank's part of the images `indices` [n], once, as the batches of `dataset`.
+
+    Ranks take the images in turn. Unreadable ones are noted, and a stop is obeyed between two batches, by all ranks
+    after the same one.
+    """
+    mine = indices[rank() :: world_size()]
+    most = math.ceil(math.ceil(len(indices) / world_size()) / reading.batch_size)  # of rank 0, which has most
+    with batches(dataset, chunks(mine, reading.batch_size), reading.workers, reading.pin) as loader:
+        left = loader if reading.stop is None else reading.stop.leaving(loader, most)
+        yield _noted(left, reading)
+
+
+def _noted(loader: Iterator[Any], reading: Reading) -> Iterator[Any]:
+    done = 0
+    for batch in loader:
+        if reading.account is not None:
+            reading.account.note(batch.unreadable)
+        yield batch
+        done += len(batch.images)
+        reading.progress(done)

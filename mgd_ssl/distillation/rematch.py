@@ -1,46 +1,30 @@
 """A matching update: both networks look at a fixed set of images, and the assignments are solved anew."""
 
 import io
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mgd_ssl.data.images import Unreadable
-from mgd_ssl.data.loader import batches
-from mgd_ssl.data.order import chunks
-from mgd_ssl.data.samples import CentreCrops
-from mgd_ssl.evaluation.features import Leaving
+from mgd_ssl.errors import TrainingError
 from mgd_ssl.files import write_whole, writing
 from mgd_ssl.mgd.matching import MatchingStatistics
-from mgd_ssl.mgd.mgd import StageMatch
-from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.runtime import Runtime, on_rank_zero
-from mgd_ssl.tasks.moco import DistilledMoCo
-from moco.dist import broadcast, rank, sum_over_ranks, world_size
+from mgd_ssl.mgd.mgd import MGD, StageMatch
+from mgd_ssl.run.log import logger
+from mgd_ssl.run.runtime import on_rank_zero
+from moco.dist import broadcast, sum_over_ranks
+
+Maps = Callable[[Tensor], list[Tensor]]  # images [N, 3, H, W] -> pre-ReLU maps [N, C, H, W] of every stage
 
 
 @torch.no_grad()
-def update_matching(
-    method: DistilledMoCo,
-    teacher: Teacher,
-    crops: CentreCrops,
-    indices: np.ndarray,
-    runtime: Runtime,
-    *,
-    batch_size: int,
-    workers: int,
-    measure_margins: bool,
-    report: Callable[[Sequence[Unreadable]], None],
-    keep: Callable[[Sequence[Tensor]], None] = lambda costs: None,
-    progress: Callable[[int], None] = lambda done: None,
-    leaving: Leaving = lambda batches, most: batches,
-) -> list[StageMatch]:
+def rematch(
+    mgd: MGD, student: Maps, teacher: Maps, images: Iterable[Tensor], measure_margins: bool = False
+) -> tuple[list[StageMatch], list[Tensor]]:
     """Match the student's channels anew; the same assignments end on every rank.
 
     The statistics are those of the published program: both networks in eval mode, centre crops, the same images at
@@ -48,52 +32,40 @@ def update_matching(
     of the training: half precision would match some channels otherwise, and this is rare.
 
     Args:
-        method: with an MGD, whose assignments (and margins, if measured) are overwritten.
-        teacher: the frozen teacher.
-        crops: where the images come from.
-        indices: the images to look at.
-        runtime: device; its precision is that of training, not of the matching.
-        batch_size: images in a forward pass of one process.
-        workers: data processes.
+        mgd: whose assignments (and margins, if measured) are overwritten.
+        student: its maps, in eval mode.
+        teacher: likewise.
+        images: batches [N, 3, H, W] of this rank's part, on the device.
         measure_margins: replace the margins by those measured on the way.
-        report: told of unreadable images.
-        keep: given the mean costs [C_s, C_t] of every stage, on rank 0 alone.
-        progress: told how many of this process's images are done.
-        leaving: passes the batches on, or raises between two; see `extract_features`.
+
+    Returns:
+        How every stage changed, and its mean costs [C_s, C_t]; on rank 0 alone the costs count.
+
+    Raises:
+        TrainingError: on all ranks, when a cost is not finite.
     """
-    mgd = method.mgd
-    assert mgd is not None
-    share_norm_statistics(method.moco.encoder_q)
-    statistics = MatchingStatistics(mgd.student_channels, mgd.teacher_channels, runtime.device, measure_margins)
-    was_training = method.training
-    method.eval()
-    mine = indices[rank() :: world_size()]
-    most, done = math.ceil(math.ceil(len(indices) / world_size()) / batch_size), 0
-    with batches(crops, chunks(mine, batch_size), workers, pin=runtime.device.type == "cuda") as loader:
-        for batch in leaving(loader, most):
-            report(batch.unreadable)
-            images = runtime.images(batch.images)
-            with full_precision(runtime.device):
-                statistics.update(method.student_maps(images), teacher(images))
-            done += len(images)
-            progress(done)
-    method.train(was_training)
+    device = mgd.margins[0].device
+    statistics = MatchingStatistics(mgd.student_channels, mgd.teacher_channels, device, measure_margins)
+    for batch in images:
+        with full_precision(device):
+            statistics.update(student(batch), teacher(batch))
     for total in statistics.tensors():
         sum_over_ranks(total)
 
-    def solve() -> list[StageMatch]:
-        costs = statistics.mean_costs()
-        changes = mgd.rematch(costs)
-        keep(costs)
-        return changes
-
-    changes = on_rank_zero(solve)  # one rank solves, all receive
-    if measure_margins:
-        mgd.set_margins([margin.margin() for margin in statistics.margins])
+    costs = statistics.mean_costs()
+    for stage, cost in enumerate(costs, start=1):
+        if not cost.isfinite().all():
+            raise TrainingError(
+                f"a matching cost of stage {stage} is not finite, so a map of student or teacher is broken: go back to "
+                "an earlier checkpoint, and lower optim.lr or mgd.weight in a new --out"
+            )
+    changes = on_rank_zero(lambda: mgd.rematch(costs))  # one rank solves, all receive
     for assignment in mgd.assignments:
         broadcast(assignment)
-    mgd.matched = True
-    return changes
+    mgd.set_assignments(mgd.assignments)
+    if measure_margins:
+        mgd.set_margins([margin.margin() for margin in statistics.margins])
+    return changes, costs
 
 
 @contextmanager
@@ -108,10 +80,24 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def share_norm_statistics(network: nn.Module) -> None:
-    """Overwrite buffers (BatchNorm statistics) with those of rank 0, which are the ones that are saved."""
-    for buffer in network.buffers():
-        broadcast(buffer)
+def row_of(changes: Sequence[StageMatch]) -> dict[str, float | None]:
+    """A row of metrics.jsonl: `stage1_cost_before`, ..."""
+    return {
+        f"stage{i}_{name}": value
+        for i, change in enumerate(changes, start=1)
+        for name, value in change._asdict().items()
+    }
+
+
+def tell(changes: Sequence[StageMatch], epoch: int) -> None:
+    """One line in the log."""
+    told = "; ".join(
+        f"stage {i}: {'' if c.cost_before is None else f'{c.cost_before:.4f} -> '}{c.cost_after:.4f}"
+        + ("" if c.cost_before is None else f", {c.changed:.0%} changed")
+        for i, c in enumerate(changes, start=1)
+    )
+    when = f"after epoch {epoch}" if epoch else "before training"
+    logger.info("matching %s (mean cost of a pair): %s", when, told)
 
 
 def save_costs(path: Path, costs: Sequence[Tensor], epoch: int) -> None:

@@ -1,7 +1,5 @@
 """Frozen features of labelled images, shared by every evaluation."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.data.images import Images, Unreadable
-from mgd_ssl.data.loader import batches
-from mgd_ssl.data.order import chunks
-from mgd_ssl.data.samples import CentreCrops, EvalBatch
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import ONCE, Reading, one_pass
+from mgd_ssl.data.samples import CentreCrops
+from mgd_ssl.data.sources import Labelled
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.runtime import Runtime
 from moco.dist import broadcast, gather_batch, rank, world_size
 
 GATHERED_ROWS = 4096  # of each rank at a time
-Leaving = Callable[[Iterator[EvalBatch], int], Iterator[EvalBatch]]  # see `StopRequest.leaving`
 
 
 @dataclass(frozen=True)
@@ -32,56 +30,45 @@ class Features:
 @torch.inference_mode()
 def extract_features(
     trunk: nn.Module,
-    images: Images,
-    labels: np.ndarray,
+    labelled: Labelled,
     indices: np.ndarray,
     runtime: Runtime,
     *,
     image_size: int,
-    batch_size: int = 64,
-    workers: int = 0,
+    reading: Reading = ONCE,
     normalise: bool = True,
-    report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None,
-    progress: Callable[[int], None] = lambda done: None,
-    leaving: Leaving = lambda batches, most: batches,
 ) -> Features:
     """Features of centre crops, each process taking its part; complete on every rank.
 
     Args:
         trunk: [N, 3, H, W] -> [N, d]; put into eval mode for the time being.
-        images: where they come from.
-        labels: [len(images)] class index of every image.
+        labelled: images, and the class index of every one.
         indices: which of them.
         runtime: device and precision.
         image_size: edge of the crop in pixels.
-        batch_size: images in a forward pass.
-        workers: data processes.
+        reading: in which batches, and told to whom; replacements of unreadable images bring their own labels.
         normalise: divide every feature vector by its norm.
-        report: told of unreadable images, whose replacements bring their own labels.
-        progress: told how many of this process's images are done.
-        leaving: passes this process's batches on (the second argument is how many rank 0 has), or raises between two.
 
     Raises:
         UserError: on all ranks, naming the first image whose features are not finite.
     """
-    mine = indices[rank() :: world_size()]
-    values, used, done = torch.empty(0, 0), torch.empty(len(mine), dtype=torch.int64), 0
+    images, labels = labelled
+    size = len(range(rank(), len(indices), world_size()))  # of this rank's part
+    upload = Upload(runtime)
+    values, used, done = torch.empty(0, 0), torch.empty(size, dtype=torch.int64), 0
     modes = {module: module.training for module in trunk.modules()}
     trunk.eval()
-    most = math.ceil(math.ceil(len(indices) / world_size()) / batch_size)
-    with batches(CentreCrops(images, image_size, seed=0), chunks(mine, batch_size), workers, pin=False) as loader:
-        for batch in leaving(loader, most):
-            report(batch.unreadable)
+    with one_pass(CentreCrops(images, image_size, seed=0), indices, reading) as batches:
+        for batch in batches:
             with runtime.autocast():
-                features = trunk(runtime.images(batch.images))  # [N, d]
+                features = trunk(upload.images(batch.images))  # [N, d]
             if done == 0:  # the one copy of this process's part
-                values = torch.empty(len(mine), features.shape[1])
+                values = torch.empty(size, features.shape[1])
             rows = slice(done, done + len(features))
             features = features.float()
             values[rows] = F.normalize(features, dim=1) if normalise else features
             used[rows] = batch.indices
             done = rows.stop
-            progress(done)
     for module, mode in modes.items():
         module.training = mode
     _check_finite(values, used, images)

@@ -15,6 +15,7 @@ from mgd_ssl.commands.knn import required
 from mgd_ssl.config import Decoding, KNNEvaluationConfig
 from mgd_ssl.console import progress_bar
 from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.order import few_labels
 from mgd_ssl.data.samples import decoding_as_in
 from mgd_ssl.data.sources import Labelled, scan_labelled
@@ -25,12 +26,12 @@ from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
 from mgd_ssl.networks.backbones import trunk
+from mgd_ssl.networks.untrained import find_evaluated, load_evaluated, untrained
 from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.result import Evaluation
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
-from mgd_ssl.untrained import find_evaluated, load_evaluated, untrained
 from moco.dist import rank, sum_over_ranks, world_size
 
 SHARES = {"": 1.0, "1pct": 0.01, "10pct": 0.1}  # of the labels: the second part of a result's name -> share
@@ -120,6 +121,19 @@ def percent(share: str) -> str:
     return share.replace("pct", " %")
 
 
+class PassAccount:
+    """Of the files of one pass that cannot be read, and of what was composited."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}  # and why
+        self.counts = [0, 0]  # images composited, images decoded
+
+    def note(self, unreadable: Sequence[Unreadable]) -> None:
+        """Remember them."""
+        self.files.update(unreadable)
+        self.counts = added(self.counts, unreadable)
+
+
 def features(
     network: nn.Module,
     labelled: Labelled,
@@ -134,22 +148,15 @@ def features(
     Raises:
         UserError: when too many images are unreadable.
     """
-    noted: dict[str, str] = {}
-    counts = [0, 0]  # images composited, images decoded
-
-    def note(files: Sequence[Unreadable]) -> None:
-        noted.update(files)
-        counts[:] = added(counts, files)
-
+    account = PassAccount()
     with ExitStack() as stack:
         advance = progress_bar(stack, f"features of {name} images", -(-len(labelled.images) // world_size()))
         found = extract_features(
-            network, labelled.images, labelled.labels, np.arange(len(labelled.images)), runtime,
-            image_size=image_size, batch_size=config.batch_size, workers=runtime.data_workers(config.workers),
-            report=note, progress=advance,
+            network, labelled, np.arange(len(labelled.images)), runtime, image_size=image_size,
+            reading=Reading(config.batch_size, runtime.data_workers(config.workers), account=account, progress=advance),
         )  # fmt: skip
-    unreadable |= over_ranks(noted)
-    if line := composited(labelled.images, sum_over_ranks(torch.tensor(counts)).tolist()):
+    unreadable |= over_ranks(account.files)
+    if line := composited(labelled.images, sum_over_ranks(torch.tensor(account.counts)).tolist()):
         _tell(line)
     share = len(unreadable) / len(labelled.images)
     root, first = labelled.images.root, ", ".join(list(unreadable)[:TOLD])

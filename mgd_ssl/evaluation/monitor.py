@@ -3,20 +3,24 @@
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from mgd_ssl.config import USUAL, Decoding, KNNConfig
 from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.order import subset
 from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
-from mgd_ssl.evaluation.features import Leaving, extract_features
+from mgd_ssl.evaluation.features import extract_features
 from mgd_ssl.evaluation.knn import knn_accuracy, protocol
+from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size
 
@@ -29,8 +33,8 @@ class KNNMonitor:
         runtime: device and precision.
         image_size: edge of the crops in pixels.
         seed: picks the voting images where the folder holds more than `max_bank`.
-        workers: data processes.
         skipped: opens the account of a folder's unreadable images, by a short name of the folder.
+        reading: how images are gone through while an account is kept.
         decoding: how the images become pixels.
 
     Raises:
@@ -44,17 +48,20 @@ class KNNMonitor:
         *,
         image_size: int,
         seed: int,
-        workers: int,
         skipped: Callable[[str, Images], SkippedFiles],
+        reading: Callable[[SkippedFiles], Reading],
         decoding: Decoding = USUAL,
     ) -> None:
         if config.train is None or config.val is None:
             missing = "knn.train" if config.train is None else "knn.val"
             raise UserError(f"{missing} is not set: k-NN needs both labelled folders, or neither")
         self.config, self.runtime = config, runtime
-        self.image_size, self.workers = image_size, workers
+        self.image_size, self.reading = image_size, reading
+        self.lines: dict[str, float] = {}  # accuracy of the random encoder and the teacher
+        self.lines_of = ""  # identity of the evaluation that measured them
         train, val = config.train, config.val
-        (self.bank, self.bank_labels), (self.queries, self.query_labels) = scan_labelled(train, val, decoding)
+        voting, classified = self.labelled = scan_labelled(train, val, decoding)
+        (self.bank, self.bank_labels), (self.queries, self.query_labels) = voting, classified
         self.skipped_bank = skipped("knn_train", self.bank)
         self.skipped_queries = skipped("knn_val", self.queries)
         self.bank_indices = subset(len(self.bank), config.max_bank, seed, "knn bank")
@@ -73,6 +80,14 @@ class KNNMonitor:
 
         return f"{self.protocol}, images {on_rank_zero(contents)}"
 
+    def state(self) -> dict[str, Any]:
+        """What was measured once."""
+        return {"lines": self.lines, "lines_of": self.lines_of}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.lines, self.lines_of = state["lines"], state["lines_of"]
+
     @property
     def protocol(self) -> str:
         """What a number of this monitor means."""
@@ -85,24 +100,58 @@ class KNNMonitor:
         """Images of both folders that this process looks at in an evaluation, at most."""
         return sum(math.ceil(count / world_size()) for count in (len(self.bank_indices), len(self.queries)))
 
-    def evaluate(
-        self,
-        trunk: nn.Module,
-        progress: Callable[[int], None] = lambda done: None,
-        leaving: Leaving = lambda batches, most: batches,
-    ) -> Accuracy:
+    def compare(
+        self, student: nn.Module, initial: Callable[[], nn.Module], teacher: nn.Module | None, log: RunLog, step: int
+    ) -> dict[str, Any]:
+        """A row of metrics.jsonl: accuracy of the student's trunk, beside that of its initial state and the teacher's.
+
+        Those two are measured once; anew when the evaluation was switched on or changed while the run went on.
+
+        Args:
+            student: [N, 3, H, W] -> [N, d].
+            initial: makes the trunk the student began with.
+            teacher: likewise, if there is one.
+            log: of the run.
+            step: number of finished steps; at 0 the student is in its initial state.
+        """
+        accuracy = self._shown(student, "student", log)
+        if self.lines_of != self.identity:
+            logger.info("%s", self.protocol)
+            random = accuracy if step == 0 else self._shown(initial(), "random encoder", log)
+            lines = {"random_top1": random.top1, "random_top5": random.top5}
+            if teacher is not None:
+                top1, top5 = self._shown(teacher, "teacher", log)
+                lines |= {"teacher_top1": top1, "teacher_top5": top5}
+            self.lines, self.lines_of = lines, self.identity
+        teacher_top1 = self.lines.get("teacher_top1")
+        logger.info(
+            "k-NN at step %d: top-1 %.2f, top-5 %.2f (random encoder %.2f%s)",
+            step,
+            *accuracy,
+            self.lines["random_top1"],
+            "" if teacher_top1 is None else f", teacher {teacher_top1:.2f}",
+        )
+        return {**accuracy._asdict(), **self.lines, "protocol": self.protocol}
+
+    def _shown(self, trunk: nn.Module, whose: str, log: RunLog) -> Accuracy:
+        with log.part(f"k-NN of the {whose}", self.num_images) as progress:
+            return self.evaluate(trunk, progress)
+
+    def evaluate(self, trunk: nn.Module, progress: Callable[[int], None] = lambda done: None) -> Accuracy:
         """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `progress` is told how many images of
-        both folders are done, `leaving` is as in `extract_features`."""
+        both folders are done."""
         before = len(range(rank(), len(self.bank_indices), world_size()))
         bank, queries = (
             extract_features(
-                trunk, images, labels, indices, self.runtime,
-                image_size=self.image_size, workers=self.workers, report=skipped.note,
-                progress=lambda done, start=start: progress(start + done), leaving=leaving,  # type: ignore[misc]
+                trunk, labelled, indices, self.runtime, image_size=self.image_size,
+                reading=replace(
+                    self.reading(account),
+                    progress=lambda done, start=start: progress(start + done),  # type: ignore[misc]
+                ),
             )
-            for images, labels, indices, skipped, start in (
-                (self.bank, self.bank_labels, self.bank_indices, self.skipped_bank, 0),
-                (self.queries, self.query_labels, np.arange(len(self.queries)), self.skipped_queries, before),
+            for labelled, indices, account, start in (
+                (self.labelled[0], self.bank_indices, self.skipped_bank, 0),
+                (self.labelled[1], np.arange(len(self.queries)), self.skipped_queries, before),
             )
         )  # fmt: skip
         self.skipped_bank.share()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mgd_ssl.mgd.loss import partial_l2
 from mgd_ssl.mgd.matching import assign, check_same_size, total_cost
-from mgd_ssl.mgd.reducers import REDUCERS, group_size
+from mgd_ssl.mgd.reducers import REDUCERS
 
 INITIAL_MARGIN = -0.7978845608028654  # relu_margin at BatchNorm's initial weight 1 and bias 0: -sqrt(2 / pi)
 
@@ -68,7 +68,7 @@ class MGD(nn.Module):
         if reducer not in REDUCERS:
             raise ValueError(f"reducer is {reducer!r}: choose one of {', '.join(REDUCERS)}")
         self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
-        self.reducer_name, self.reducer = reducer, REDUCERS[reducer]
+        self.reducer = REDUCERS[reducer]
         self.norms = nn.ModuleList(nn.BatchNorm2d(c_s) for c_s in student_channels)
         for i, (c_s, c_t) in enumerate(zip(student_channels, teacher_channels, strict=True)):
             if c_s > c_t:
@@ -77,11 +77,16 @@ class MGD(nn.Module):
                     "choose a wider teacher or a thinner student"
                 )
             margin = margins[i] if margins is not None else torch.full((c_t,), INITIAL_MARGIN)
-            unset = torch.full((c_s, group_size(reducer, c_s, c_t)), -1)
+            unset = torch.full((c_s, self.reducer.group_size(c_s, c_t)), -1)
             self.register_buffer(f"margin{i + 1}", margin.detach().clone())  # [C_t]
             self.register_buffer(f"assignment{i + 1}", unset)  # [C_s, G]
-        self.matched = False
+        self._matched = False  # kept beside the buffers, so that no step waits for the device to ask
         self.register_load_state_dict_post_hook(lambda module, _: module._note_loaded())
+
+    @property
+    def matched(self) -> bool:
+        """Whether every student channel has its teacher channels."""
+        return self._matched
 
     @property
     def margins(self) -> list[Tensor]:
@@ -117,7 +122,7 @@ class MGD(nn.Module):
             teacher_maps: one a stage.
             generator: for reducers that draw at random.
         """
-        if not self.matched:
+        if not self._matched:
             raise RuntimeError("MGD has no assignment yet: call rematch with the matching costs, or load a state")
         return [
             Target(*self.reducer(teacher_map, margin, assignment, generator))
@@ -144,7 +149,7 @@ class MGD(nn.Module):
             kwargs: of torch.compile.
         """
         self.loss = torch.compile(self.loss, *args, **kwargs)  # type: ignore[method-assign]
-        if self.reducer_name != "random_drop":  # a generator's draws are no part of a graph
+        if not self.reducer.draws:  # a generator's draws are no part of a graph
             self.reduce = torch.compile(self.reduce, *args, **kwargs)  # type: ignore[method-assign]
 
     @torch.no_grad()
@@ -154,15 +159,28 @@ class MGD(nn.Module):
         Args:
             costs: [C_s, C_t] a stage, averaged over images (see `MatchingStatistics`).
         """
-        changes = []
-        for cost, assignment in zip(costs, self.assignments, strict=True):
-            new = assign(cost, per_student=assignment.shape[1]).to(assignment.device)  # [C_s, G]
-            before = total_cost(cost, assignment) / assignment.numel() if self.matched else None
-            stays = (new[:, :, None] == assignment[:, None, :]).any(dim=2)  # [C_s, G]
+        changes, assignments = [], []
+        for cost, old in zip(costs, self.assignments, strict=True):
+            new = assign(cost, per_student=old.shape[1]).to(old.device)  # [C_s, G]
+            before = total_cost(cost, old) / old.numel() if self._matched else None
+            stays = (new[:, :, None] == old[:, None, :]).any(dim=2)  # [C_s, G]
             changes.append(StageMatch(before, total_cost(cost, new) / new.numel(), 1 - stays.double().mean().item()))
-            assignment.copy_(new)
-        self.matched = True
+            assignments.append(new)
+        self.set_assignments(assignments)
         return changes
+
+    @torch.no_grad()
+    def set_assignments(self, assignments: Sequence[Tensor]) -> None:
+        """Overwrite the assignments, [C_s, G] a stage.
+
+        Raises:
+            ValueError: when one names a channel the teacher does not have.
+        """
+        for old, new in zip(self.assignments, assignments, strict=True):
+            old.copy_(new)
+        self._note_loaded()
+        if not self._matched:
+            raise ValueError("an assignment names no channel (-1): give every student channel its teacher channels")
 
     @torch.no_grad()
     def set_margins(self, margins: Sequence[Tensor]) -> None:
@@ -174,4 +192,4 @@ class MGD(nn.Module):
         for i, (assignment, num_channels) in enumerate(zip(self.assignments, self.teacher_channels, strict=True)):
             if assignment.numel() and not -1 <= int(assignment.min()) <= int(assignment.max()) < num_channels:
                 raise ValueError(f"assignment{i + 1} names channels that a teacher of {num_channels} does not have")
-        self.matched = all(bool((assignment >= 0).all()) for assignment in self.assignments)
+        self._matched = all(bool((assignment >= 0).all()) for assignment in self.assignments)

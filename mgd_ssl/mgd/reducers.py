@@ -7,25 +7,41 @@ Each takes a teacher map [N, C_t, H, W], its margins [C_t] and an assignment [C_
 (target [N, C_s, H, W], margin [C_s]).
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Reducer(Protocol):
-    """Signature of a reducer; `generator` is used by those that draw at random."""
+@dataclass(frozen=True)
+class Reducer:
+    """How the teacher channels of a student channel become one.
+
+    Args:
+        pool: the function.
+        takes_one: one teacher channel a student channel, instead of `C_t // C_s`.
+        draws: at random, from the generator it is given.
+    """
+
+    pool: Callable[..., tuple[Tensor, Tensor]]
+    takes_one: bool = False
+    draws: bool = False
 
     def __call__(
         self, teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """See the module."""
-        ...
+        if self.draws:
+            return self.pool(teacher_map, margin, assignment, generator)
+        return self.pool(teacher_map, margin, assignment)
+
+    def group_size(self, student_channels: int, teacher_channels: int) -> int:
+        """Teacher channels G of each student channel."""
+        return 1 if self.takes_one else teacher_channels // student_channels
 
 
-def amp(
-    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def amp(teacher_map: Tensor, margin: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
     """Absolute max pooling: at each position the value of the largest magnitude, with its sign; mean margin.
 
     Where a value and its negative tie, the positive one is taken.
@@ -38,9 +54,7 @@ def amp(
     return torch.copysign(torch.maximum(high, -low), high + low), margin[assignment].mean(dim=1)
 
 
-def max_pool(
-    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def max_pool(teacher_map: Tensor, margin: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
     """At each position the largest value of the group; largest margin."""
     target = _select(teacher_map, assignment[:, 0])
     for channels in assignment.T[1:]:
@@ -48,9 +62,7 @@ def max_pool(
     return target, margin[assignment].amax(dim=1)
 
 
-def mean_pool(
-    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def mean_pool(teacher_map: Tensor, margin: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
     """At each position the mean of the group; mean margin."""
     target = _select(teacher_map, assignment[:, 0])
     for channels in assignment.T[1:]:
@@ -66,9 +78,7 @@ def random_drop(
     return sparse(teacher_map, margin, assignment.gather(1, drawn))
 
 
-def sparse(
-    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def sparse(teacher_map: Tensor, margin: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
     """The one matched channel (the first of the group); its margin."""
     return _select(teacher_map, assignment[:, 0]), margin[assignment[:, 0]]
 
@@ -82,15 +92,10 @@ def _select(teacher_map: Tensor, channels: Tensor) -> Tensor:
     return pixels.index_select(1, channels).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-REDUCERS: dict[str, Reducer] = {
-    "amp": amp,
-    "max": max_pool,
-    "mean": mean_pool,
-    "random_drop": random_drop,
-    "sparse": sparse,
+REDUCERS = {
+    "amp": Reducer(amp),
+    "max": Reducer(max_pool),
+    "mean": Reducer(mean_pool),
+    "random_drop": Reducer(random_drop, draws=True),
+    "sparse": Reducer(sparse, takes_one=True),
 }
-
-
-def group_size(reducer: str, student_channels: int, teacher_channels: int) -> int:
-    """Teacher channels G a reducer wants for each student channel: one for `sparse`, else `C_t // C_s`."""
-    return 1 if reducer == "sparse" else teacher_channels // student_channels

@@ -10,7 +10,7 @@ from mgd_ssl.config import Decoding, PretrainConfig, RuntimeConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.order import TrainingOrder, subset
 from mgd_ssl.data.samples import CentreCrops, TwoViews, decoding_of, view_policy
-from mgd_ssl.data.sources import is_there, open_images
+from mgd_ssl.data.sources import Labelled, is_there, open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.networks.backbones import trunk
@@ -169,7 +169,7 @@ def encoder_features(
     with process(RuntimeConfig(device="cpu" if device == "cpu" else "auto", threads=config.runtime.threads)) as runtime:
         backbone, _ = load_backbone(encoder, config.student)
         network = trunk(backbone).to(runtime.device)
-        return extract_features(network, images, labels, indices, runtime, image_size=config.data.image_size)
+        return extract_features(network, Labelled(images, labels), indices, runtime, image_size=config.data.image_size)
 
 
 def principal_components(values: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

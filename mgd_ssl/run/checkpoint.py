@@ -19,7 +19,7 @@ from mgd_ssl.networks.plain import shown
 from mgd_ssl.run.zip_records import CompressedError, check_records
 
 logger = logging.getLogger("mgd_ssl")
-FORMAT = 1  # of the states that this version writes and reads
+FORMAT = 2  # of the states that this version writes and reads
 PATTERN = re.compile(r"step_(\d+)\.pt")
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, sweep, write_whole, writing
+from mgd_ssl.networks.untrained import untrained
 from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
 from mgd_ssl.run.lock import JOBS
 from mgd_ssl.run.log_file import is_free
 from mgd_ssl.run.result import read_json, read_plain
 from mgd_ssl.run.runtime import on_rank_zero
-from mgd_ssl.untrained import untrained
 
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
 BEFORE_TRAINING = ("metrics.jsonl", "skipped_*.jsonl", "matching_costs.npz")  # said of settings that may change

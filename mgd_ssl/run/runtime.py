@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import Interrupted, RankZeroError, UserError
@@ -45,36 +44,12 @@ class Runtime:
             return wanted
         return cores(self.local_world_size) if self.device.type == "cuda" else 1
 
-    def upload(self, batch: Tensor) -> Tensor:
-        """The same on the device; the copy does not wait for it, as the loader's memory is pinned."""
-        return batch.to(self.device, non_blocking=True)
-
-    def images(self, batch: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] -> normalised float32 [N, 3, H, W] on the device.
-
-        The layout is channels_last as it comes. Mean and deviation are ImageNet's, as in MoCo.
-        """
-        images = self.upload(batch).permute(0, 3, 1, 2).float()  # [N, 3, H, W]
-        images = images.sub_(_constant((0.485, 0.456, 0.406), self.device))
-        images = images.div_(_constant((0.229, 0.224, 0.225), self.device))
-        return images.contiguous(memory_format=self.memory_format)
-
 
 def cores(local_world_size: int) -> int:
     """Cores of this process: what a launcher that bound it to some says (`MGD_SSL_CORES`), else its share of those
     the processes of this host may run on."""
     told = os.environ.get("MGD_SSL_CORES")
     return int(told) if told else max(1, len(os.sched_getaffinity(0)) // local_world_size)
-
-
-_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
-
-
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Per-channel constant in 0..255 units, copied to a device once: [3, 1, 1]."""
-    if (values, device) not in _CONSTANTS:
-        _CONSTANTS[values, device] = (torch.tensor(values) * 255).view(3, 1, 1).to(device)
-    return _CONSTANTS[values, device]
 
 
 @contextmanager

@@ -90,11 +90,13 @@ class StopRequest:
         """
         for _ in range(most):
             if self.agreed():
-                name = signal.Signals(self.signal_number).name
-                raise Interrupted(
-                    f"stopped by {name} between two epochs: the same command continues from there", self.signal_number
-                )
+                raise self.interrupted("between two epochs")
             yield from itertools.islice(batches, 1)
+
+    def interrupted(self, when: str) -> Interrupted:
+        """What to raise when all ranks agreed to stop, and their state is saved."""
+        name = signal.Signals(self.signal_number).name
+        return Interrupted(f"stopped by {name} {when}: the same command continues from there", self.signal_number)
 
     def finish(self) -> None:
         """Wait for an agreement under way, so that the process group can be taken down."""

@@ -1,6 +1,5 @@
 """A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
 
-import signal
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,25 +7,25 @@ from typing import Any
 from mgd_ssl.commands.pretrain import completed, identity, required
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import PREFETCH
 from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
-from mgd_ssl.data.unreadable import SkippedFiles
-from mgd_ssl.errors import Interrupted, UserError, once_trained
-from mgd_ssl.evaluation.monitor import KNNMonitor
+from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import md5_of
-from mgd_ssl.run.checkpoint import Checkpoints, serialised, taken_over
+from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import check_same, find_weights, run_folder, unfinished
 from mgd_ssl.run.lock import JOBS as JOBS
-from mgd_ssl.run.log import RunLog, logger
+from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import damage, read_result, write_result
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.session import Session
 from mgd_ssl.settings import differences
-from mgd_ssl.tasks.moco import DistilledMoCo, build_method, check_sizes
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.tasks.moco import GuidedMoCo, Pretraining, build_method, check_sizes, update_of
+from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
 UNSHUFFLED = (
@@ -91,55 +90,29 @@ def run(
     out: Path,
     images: Images,
     teacher: Teacher | None,
-    method: DistilledMoCo,
+    method: GuidedMoCo,
     runtime: Runtime,
 ) -> PretrainResult:
     """Train from the newest whole checkpoint in `out`, or from the start, to the end."""
-
-    def skipped(name: str, of: Images) -> SkippedFiles:
-        return SkippedFiles(out / f"skipped_{name}.jsonl", of, config.data.max_unreadable)
-
-    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint.keep)
-    complaints: list[str] = []
-    newest = on_rank_zero(lambda: checkpoints.newest_whole(complaints.append))
-    state = checkpoints.read(newest) if newest else None
-    if told := on_rank_zero(lambda: damage(out, RESULT, ENCODER)):
-        complaints.append(f"{told}; {ENCODER} and result.json are made anew from the last checkpoint")
-    total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
-    with RunLog(out, total_steps, state["step"] if state else 0, state["metrics_bytes"] if state else 0) as log:
-        for complaint in complaints:
-            logger.warning("%s", complaint)
+    told = on_rank_zero(lambda: damage(out, RESULT, ENCODER))
+    optim, steps_per_epoch = config.optim, len(images) // config.optim.batch_size
+    with Session(out, optim.epochs * steps_per_epoch, runtime, config.checkpoint.keep) as session:
+        if told:
+            logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         logger.info("%s", summary(config, images, runtime))
         if world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
         if teacher is not None:
             logger.info("teacher %s", teacher.report)
             warn_of_unfinished(config, teacher)
-        monitor = None
-        if config.knn.train is not None or config.knn.val is not None:
-            monitor = KNNMonitor(
-                config.knn,
-                runtime,
-                image_size=config.data.image_size,
-                seed=config.seed,
-                workers=runtime.data_workers(config.data.workers),
-                skipped=skipped,
-                decoding=decoding_of(config.data),
-            )
-        trainer = Trainer(config, method, teacher, images, runtime, monitor, checkpoints, skipped("train", images))
-        if state is not None and newest is not None:
-            with taken_over(newest):
-                trainer.load(state)
-            logger.info("continuing after step %d of %d, from %s", trainer.step, total_steps, newest)
-        trainer.wrap()
-        with once_trained(lambda: trainer.step):
-            stopped_by = trainer.train(log)
-            if stopped_by is not None:
-                name = signal.Signals(stopped_by).name
-                raise Interrupted(
-                    f"stopped by {name} after step {trainer.step}: the same command continues from there", stopped_by
-                )
-            return finish(config, out, trainer, log)
+        task = Pretraining(config, method, teacher, images, session)
+        pace = Pace(
+            optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
+            under_way=PREFETCH * task.workers,
+        )  # fmt: skip
+        with once_trained(lambda: session.step):
+            train(task, update_of(config, task), session, pace)
+            return finish(task, session)
 
 
 def load_teacher(config: PretrainConfig) -> Teacher | None:
@@ -155,21 +128,16 @@ def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
         logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
 
 
-def finish(config: PretrainConfig, out: Path, trainer: Trainer, log: RunLog) -> PretrainResult:
+def finish(task: Pretraining, session: Session) -> PretrainResult:
     """Last k-NN, then the student as a plain torchvision state dict, and the result."""
-    knn: dict[str, float] = {}
-    if trainer.monitor is not None:
-        accuracy = trainer.evaluate(log)
-        knn = {"top1": accuracy.top1, "top5": accuracy.top5, **trainer.knn_lines}
-    encoder = out / ENCODER
-    result = PretrainResult(str(out), str(encoder), config.optim.epochs, trainer.step, knn)
+    left, weights = task.finish()
+    out, encoder = session.out, session.out / ENCODER
+    result = PretrainResult(str(out), str(encoder), task.config.optim.epochs, session.step, **left)
 
     def write() -> None:
-        backbone = trainer.method.moco.encoder_q.state_dict()
-        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
-        log.synced_bytes()  # a finished run has all its rows
+        session.log.synced_bytes()  # a finished run has all its rows
         with writing(encoder):
-            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(plain))
+            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(weights))
 
     on_rank_zero(write)
     logger.info("student's backbone: %s (torchvision's keys)", encoder)

@@ -4,43 +4,62 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.tasks.moco import Losses
+from mgd_ssl.training.task import StepOutput
 from moco.dist import sum_over_ranks, world_size
+
+T = TypeVar("T")
 
 
 class Meter:
-    """Sums of the loss terms on the device, read only when a row is logged."""
+    """Sums of any named losses on the device, read only when a row is logged.
 
-    NAMES = ("loss", "contrastive", "distillation", "accuracy")
+    Args:
+        device: of the losses.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
+        self.losses: list[str] = []  # names of the terms of the loss
+        self.names: list[str] = []  # of all that is summed, in the order of `sums`
         self.reset()
 
     def reset(self) -> None:
         """Start a new average."""
-        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.num_steps = 0
 
-    def update(self, losses: Losses, step: int) -> None:
+    def update(self, output: StepOutput, step: int) -> None:
         """Add a step; notes the first one whose loss is not finite."""
-        terms = (losses.total.detach(), losses.contrastive, losses.distillation, losses.accuracy)
-        self.sums += torch.stack([term.double() for term in terms])
-        bad = torch.where(torch.isfinite(terms[0]), math.inf, float(step))
+        total = output.total.detach()
+        shown = {"loss": total, **output.losses, **output.shown}
+        if not self.names:
+            self.losses, self.names = list(output.losses), list(shown)
+            self.reset()
+        self.sums += torch.stack([value.detach().double() for value in shown.values()])
+        bad = torch.where(torch.isfinite(total), math.inf, float(step))
         self.first_bad_step = torch.minimum(self.first_bad_step, bad)
         self.num_steps += 1
 
     def means(self) -> dict[str, float]:
-        """Averages over steps and ranks since the last reset."""
+        """Averages over steps and ranks since the last reset: `loss`, its terms, and what is shown beside them."""
         sums = sum_over_ranks(self.sums.clone()) / (max(1, self.num_steps) * world_size())
-        return dict(zip(self.NAMES, sums.tolist(), strict=True))
+        return dict(zip(self.names, sums.tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """All that goes on in the next part of a run."""
+        return {"losses": self.losses, "names": self.names, "sums": self.sums, "num_steps": self.num_steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.losses, self.names, self.num_steps = state["losses"], state["names"], state["num_steps"]
+        self.sums = state["sums"].to(self.device)
 
     def share(self) -> None:
         """Give every rank the average of the ranks' sums, so that the state of rank 0 speaks for all."""
@@ -69,14 +88,15 @@ class Clock:
     """Images per second and the share of time spent waiting for data, pauses left out."""
 
     def __init__(self) -> None:
-        self._restart()
+        self.start()
 
-    def _restart(self) -> None:
+    def start(self) -> None:
+        """Count from now on."""
         self.started = time.monotonic()
         self.waited = 0.0
         self.num_batches = 0
 
-    def next_batch(self, loader: Iterator[PretrainBatch]) -> PretrainBatch:
+    def next_batch(self, loader: Iterator[T]) -> T:
         """The next batch, and account of how long it took to come."""
         asked = time.monotonic()
         batch = next(loader)
@@ -98,5 +118,5 @@ class Clock:
             "images_per_second": self.num_batches * batch_size / elapsed,
             "data_wait": min(1.0, self.waited / elapsed),
         }
-        self._restart()
+        self.start()
         return speed
