@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mgd_ssl.config import PackConfig
+from mgd_ssl.data.config import PackConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.pack import pack_images
 from mgd_ssl.data.sources import open_images

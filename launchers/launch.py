@@ -97,7 +97,7 @@ def submit_all(
 ) -> int:
     """Submit the command and those that follow it; with --wait, see them through."""
     from launchers.slurm import batch_script, check_free, check_submission, home_of, submit
-    from mgd_ssl.commands.pretrain import JOBS
+    from mgd_ssl.run.lock import JOBS
 
     folder = (config.out or runs[0]).absolute().name
     # an evaluation takes one node; a --nodelist of several would have it refused

@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mgd_ssl.commands.pretrain import JOBS
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, write_whole, writing
+from mgd_ssl.run.lock import JOBS
 
 
 @dataclass(frozen=True)

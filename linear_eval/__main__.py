@@ -2,7 +2,7 @@
 
 import sys
 
-from linear_eval.linear import main
+from linear_eval.command import main
 from mgd_ssl.errors import exit_code
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from linear_eval.command import LinearConfig, folder_of
 from linear_eval.feature_batches import CachedSource, LiveSource, Source, Transform, standardising
 from linear_eval.feature_cache import FeatureCache
-from linear_eval.linear import LinearConfig, required
 from linear_eval.probe import Probe, stages
 from linear_eval.protocols import Protocol, load_protocol
 from mgd_ssl.data.order import held_out
@@ -60,7 +60,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         ValueError: for unknown settings or values out of range.
     """
     config = config or LinearConfig(**settings)
-    checkpoint, data, out = required(config)
+    checkpoint, data, out = config.checkpoint, config.data, folder_of(config)
     protocol = load_protocol(config.protocol)
     name = protocol.name + (chosen.suffix if (chosen := untrained(checkpoint)) else "")
     with ending_told(seed_folder(out, name, config.seeds[0])), process(config.runtime) as runtime:

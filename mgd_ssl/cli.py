@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from mgd_ssl.commands import COMMANDS, run
 from mgd_ssl.errors import exit_code
@@ -14,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: mgd-ssl COMMAND [OPTIONS]\n")
         print("\n".join(f"  {name:9} {command.what}" for name, command in COMMANDS.items()))
         print("\nmgd-ssl COMMAND --help lists the options of a command.")
+        return 0
+    if args[0] == "--version":
+        print(f"mgd-ssl {version('mgd_ssl')}")
         return 0
     return exit_code(lambda: run(args[0], args[1:]))
 

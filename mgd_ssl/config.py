@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from pydantic import (
     BeforeValidator,
     Field,
@@ -16,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mgd_ssl.settings import Settings, each_once
+from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
 
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
 
@@ -48,7 +47,6 @@ USUAL = Decoding()
 
 
 MAX_SIZE = 8192  # pixels of an edge: what still fits in memory
-MAX_SEED = 2**63 - 1
 MAX_SIGMA = 100  # pixels
 MAX_WORKERS = 1024  # processes of one host, and threads of one process
 
@@ -70,9 +68,9 @@ MaxPixels = Annotated[int, Field(ge=1, le=PILLOWS_LIMIT)]
 class DataConfig(Settings):
     """Images and their views."""
 
-    train: Path | None = None
+    train: Annotated[Path, FREE, Required("--data.train, a folder of images or tar shards")]
     """Training images: a folder, nested as you like, tar shards or a Hugging Face data set (docs/data.md); labels are
-    not used. Required."""
+    not used."""
     image_size: int = Field(224, ge=16, le=MAX_SIZE)
     """Edge of a view in pixels."""
     recipe: Literal["v2", "v1"] = "v2"
@@ -81,13 +79,13 @@ class DataConfig(Settings):
     """Range of a crop's share of the image area, within 0 to 1."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur in pixels of the view (published for 224)."""
-    backend: Literal["auto", "reference", "cpu", "device"] = "auto"
+    backend: Annotated[Literal["auto", "reference", "cpu", "device"], FREE] = "auto"
     """What renders the views: PIL (slow), the data workers (cpu), or the workers and for the colours the training
     device; auto: device on a GPU, else cpu. The views are the same up to rounding."""
-    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
+    workers: Annotated[int | None, FREE] = Field(None, ge=0, le=MAX_WORKERS)
     """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU. Results do
     not depend on it."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
+    max_unreadable: Annotated[float, FREE] = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which a run stops."""
     background: Background = USUAL.background
     """Behind transparent parts of images, those of k-NN too: white, black, #rrggbb, or in a file [r, g, b]."""
@@ -208,114 +206,37 @@ class CheckpointConfig(Settings):
 class RuntimeConfig(Settings):
     """Device and speed."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     """auto: a GPU when there is one."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
     channels_last: bool = True
     """Memory format of images and weights."""
-    compile: bool = False
+    compile: Annotated[bool, FREE] = False
     """Compile encoders and teacher with torch.compile."""
-    threads: int | None = Field(None, ge=1, le=MAX_WORKERS)
+    threads: Annotated[int | None, FREE] = Field(None, ge=1, le=MAX_WORKERS)
     """CPU threads of each process; None: cores divided by processes."""
-    log_every: int = Field(10, ge=1)
+    log_every: Annotated[int, FREE] = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
 
 
 class PretrainConfig(Settings):
     """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given."""
 
-    out: Path | None = None
-    """Folder of the run; the same command again continues it. Required."""
+    out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
+    """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
     """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
-    teacher: Path | None = None
+    teacher: Annotated[Path | None, FREE] = None
     """Checkpoint of the teacher (MoCo's, ours or its run folder, torchvision's); None: plain MoCo."""
     teacher_arch: str | None = None
     """Architecture of the teacher; None: told from the shapes in the file."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
-    data: DataConfig = DataConfig()
+    data: DataConfig
     moco: MoCoConfig = MoCoConfig()
     mgd: MGDConfig = MGDConfig()
     optim: OptimConfig = OptimConfig()
-    knn: KNNConfig = KNNConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    knn: Annotated[KNNConfig, FREE] = KNNConfig()
+    checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-
-
-MAX_SIDE = 65500  # pixels of a JPEG
-
-
-class PackConfig(Settings):
-    """Rewrite images once into tar shards of WebDataset's layout, which pretrain, knn and linear read like a folder."""
-
-    images: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of images (or any other source of images). Required."""
-    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
-    """Folder of the shards; the same command again continues a pack that was stopped. Required."""
-    short_side: int | None = Field(None, ge=1, le=MAX_SIDE)
-    """Reduce larger images to this short side in pixels, as JPEG; None: copy all images as they are."""
-    quality: int = Field(95, ge=1, le=100)
-    """Of the JPEG, where an image is reduced."""
-    shard_images: int = Field(4096, ge=1, le=2**31)
-    """Images in a shard."""
-    labels: Literal["auto", "yes", "no"] = "auto"
-    """Write classes (first folder of the path) into .cls members; auto: when every image has one."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Share of images that may be left out because their format is unknown or they cannot be reduced."""
-    background: Background = USUAL.background
-    """Behind transparent parts of images that are reduced: white, black, #rrggbb, or in a file [r, g, b]."""
-    max_pixels: MaxPixels = USUAL.max_pixels
-    """Images with more pixels are left out."""
-    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
-    """Processes that read and reduce; None: one a core. The shards do not depend on it."""
-
-
-class KNNEvaluationConfig(Settings):
-    """Classify DATA/val by the nearest neighbours in DATA/train, by the frozen features of a backbone."""
-
-    checkpoint: Path | None = None
-    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file: MoCo's, ours, torchvision's; or
-    random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with. Required."""
-    data: Path | None = None
-    """Folder with train/<class>/* (votes) and val/<class>/* (classified), or with shards in train and val. Required."""
-    out: Path | None = None
-    """Folder of the results, one evaluation_knn_*.json a row; None: that of the run, and for files that lie in no
-    run's folder the table is only printed."""
-    arch: str | None = None
-    """Architecture of the backbone; None: told from the shapes in the file."""
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 20, 100, 200), min_length=1)
-    """Numbers of neighbours."""
-    temperature: tuple[Annotated[float, Field(ge=1e-4, le=1e4)], ...] = Field((0.07,), min_length=1)
-    """A neighbour votes with exp(similarity / temperature)."""
-    few_label: bool = False
-    """Also let 1 % and 10 % of each class vote (one image at least)."""
-    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1, 2), min_length=1)
-    """Each draws one few-label subset; the table shows mean and deviation."""
-    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
-    """Edge of the centre crop in pixels; None: that of the run, 224 for other files."""
-    batch_size: int = Field(64, ge=1, le=2**24)
-    """Images in a forward pass."""
-    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
-    """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable images above which there is no result."""
-    background: Background | None = None
-    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]; None: that of the run, white
-    for other files."""
-    max_pixels: MaxPixels | None = None
-    """Images with more pixels are unreadable; None: as in the run, 100 million for other files."""
-    runtime: RuntimeConfig = RuntimeConfig()
-
-    @field_validator("k", "seeds")
-    @classmethod
-    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return each_once(value)
-
-    @field_validator("temperature")
-    @classmethod
-    def _each_has_its_file(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len({f"{temperature:g}" for temperature in value}) < len(value):
-            raise ValueError("give values that differ within six digits, or their results would have one name")
-        return value

@@ -29,3 +29,12 @@ def cell(value: object) -> object:
     if not isinstance(value, str) or len(value) < 2 or not FORMULA.match(value) or NUMBER.fullmatch(value):
         return value
     return f"'{value}"
+
+
+LONGEST = 80  # characters of a name that are shown
+
+
+def shown(name: object) -> str:
+    """A name from a file as it may stand in a sentence: short, one line, no control characters."""
+    text = name if isinstance(name, str) and name.isprintable() else repr(name)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -10,18 +10,36 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from mgd_ssl.config import MAX_SEED
 from mgd_ssl.errors import UserError, nearest
 
+MAX_SEED = 2**63 - 1
 MAX_NESTING = 8  # of a TOML file; settings have two levels
 
 
 SHOWN = 80  # characters of a wrong value in a message
+
+
+UNSET = Path("<required>")  # stands for a required setting until everything was read; --help shows it
+
+
+class Required(NamedTuple):
+    """Marks a path without a default, which the user has to give."""
+
+    remedy: str  # what to pass: `--out, the folder this run may write to`
+
+
+class Free(NamedTuple):
+    """Marks a setting, or a group, that may differ between the parts of one run: it changes neither weights nor
+    matching, or by rounding alone."""
+
+
+FREE = Free()
 
 
 class SettingError(ValueError):
@@ -37,6 +55,7 @@ class _RefusedFlag(Exception):
 
 
 _parsing = ContextVar("parsing", default=False)  # whether tyro is at work
+_drafting = ContextVar("drafting", default=False)  # whether required settings may still be missing
 
 
 class Settings(BaseModel):
@@ -53,12 +72,18 @@ class Settings(BaseModel):
     def __init__(self, **values: Any) -> None:
         if unknown := _unknown_key(type(self), values):
             raise SettingError(f"{shortened(unknown)} is no setting{_nearest_key(unknown, keys_of(type(self)))}")
+        complete = not _drafting.get()
+        token = _drafting.set(True)  # in the groups: a wrong value is told before a missing one
         try:
-            super().__init__(**values)
+            super().__init__(**_with_unset(type(self), values))
         except ValidationError as error:
             if _parsing.get():
                 raise _RefusedFlag(type(self), _sentence(error)) from error
             raise SettingError(_sentence(error)) from error
+        finally:
+            _drafting.reset(token)
+        if complete and (missing := first_unset(self)):
+            raise SettingError(missing)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -79,6 +104,56 @@ class Settings(BaseModel):
                 if isinstance(leaf, str | Path) and "\0" in str(leaf):
                     raise ValueError(f"{name} is {brief(leaf)}: take the zero character out")
         return self
+
+
+def _group(field: FieldInfo) -> type[Settings] | None:
+    """The model of a field that is a group of settings."""
+    kind: Any = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+
+
+def _with_unset(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with `UNSET` for what is required and missing, in groups too."""
+    filled = dict(values)
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, Required) for mark in field.metadata):
+            filled.setdefault(name, UNSET)
+        elif (group := _group(field)) is not None and (field.is_required() or isinstance(filled.get(name), dict)):
+            given = filled.get(name, {})
+            filled[name] = _with_unset(group, given) if isinstance(given, dict) else given
+    return filled
+
+
+def first_unset(settings: Settings, prefix: str = "") -> str:
+    """One sentence on the first required setting that is missing, or an empty string."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings) and (missing := first_unset(value, f"{prefix}{name}.")):
+            return missing
+        for mark in field.metadata:
+            if isinstance(mark, Required) and value == UNSET:
+                return f"{prefix}{name} is not set: pass {mark.remedy}"
+    return ""
+
+
+def free_keys(model: type[Settings], prefix: str = "") -> list[str]:
+    """Dotted names of the settings and groups that may differ between the parts of one run."""
+    found = []
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, Free) for mark in field.metadata):
+            found.append(f"{prefix}{name}")
+        elif (group := _group(field)) is not None:
+            found += free_keys(group, f"{prefix}{name}.")
+    return found
+
+
+def defaults(model: type[Settings]) -> dict[str, Any]:
+    """All settings that have a default, nested, as they are saved."""
+    token = _drafting.set(True)
+    try:
+        return model().model_dump(mode="json")
+    finally:
+        _drafting.reset(token)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -172,13 +247,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-# What may differ between the parts of one run: it changes neither weights nor matching, or by rounding alone as the
-# device, compilation and the backend of the views do.
-FREE_TO_CHANGE = ("out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn",
-                  "checkpoint", "runtime.threads", "runtime.log_every", "runtime.compile",
-                  "runtime.device")  # fmt: skip
-
-
 Model = TypeVar("Model", bound=Settings)
 
 
@@ -258,8 +326,8 @@ def keys_of(model: type[Settings], prefix: str = "") -> list[str]:
     """Dotted names of all fields of a model and of its groups."""
     keys = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            keys += keys_of(field.annotation, f"{prefix}{name}.")
+        if (group := _group(field)) is not None:
+            keys += keys_of(group, f"{prefix}{name}.")
         keys.append(f"{prefix}{name}")
     return keys
 
@@ -275,13 +343,13 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every setting that must not change within a run but did."""
+def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str] = ()) -> list[str]:
+    """`key: old -> new` for every setting that changed, but for those (or their groups) that are free to."""
     old, new = flattened(old), flattened(new)
     return [
         f"{key}: {old.get(key, 'not yet a setting')} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_TO_CHANGE)
+        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
     ]
 
 
@@ -299,15 +367,21 @@ def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CO
         SystemExit: for words that are no flags, or not of a flag's type; the parser has told why.
     """
     args, file = _take_config(list(argv))
-    default = load_toml(model, find_config(file, configs)) if file else model()
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
-    token = _parsing.set(True)
+    drafting, parsing = _drafting.set(True), None
     try:
-        return tyro.cli(model, args=args, default=default, prog=prog, description=description)
+        default = load_toml(model, find_config(file, configs)) if file else model()
+        parsing = _parsing.set(True)
+        settings = tyro.cli(model, args=args, default=default, prog=prog, description=description)
     except _RefusedFlag as refused:
         raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
     finally:
-        _parsing.reset(token)
+        _drafting.reset(drafting)
+        if parsing is not None:
+            _parsing.reset(parsing)
+    if missing := first_unset(settings):
+        raise UserError(missing)
+    return settings
 
 
 def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = "") -> str:

@@ -29,7 +29,8 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     """A step of a run, from the uint8 batch to the updated queue."""
     pretrain_config = PretrainConfig(
         student=config.student,
-        data=DataConfig(image_size=config.image_size),
+        out=Path("none"),
+        data=DataConfig(train=Path("none"), image_size=config.image_size),
         moco=MoCoConfig(queue_size=config.queue_size),
         optim=OptimConfig(batch_size=config.batch_size, epochs=1),
         runtime=config.runtime,
@@ -50,7 +51,7 @@ def training_step(config: BenchConfig, runtime: Runtime) -> Callable[[], None]:
     size = (config.batch_size, config.image_size, config.image_size, 3)
     im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
     batch = PretrainBatch(im_q, im_k, [])
-    if chosen_backend(DataConfig(), runtime.device) == "device":  # finishing the views is a part of the step
+    if chosen_backend("auto", runtime.device) == "device":  # finishing the views is a part of the step
         rows = view_rows(config.batch_size)
         batch = PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
 

@@ -24,10 +24,10 @@ COMMANDS = {
         "mgd_ssl.commands.pretrain", "pretrain a student with MoCo v2, guided by a teacher through MGD", True
     ),
     "linear": Command(
-        "linear_eval.linear", "linear classifiers on a frozen backbone, by published protocols or a search", True
+        "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
     "knn": Command("mgd_ssl.commands.knn", "k-NN accuracy of a trained backbone on a labelled folder", True),
-    "pack": Command("mgd_ssl.data.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
+    "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),

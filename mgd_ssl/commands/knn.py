@@ -3,24 +3,26 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mgd_ssl.config import KNNEvaluationConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation.knn_table import evaluate
-from mgd_ssl.networks.untrained import untrained
+from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.printable import printable
-from mgd_ssl.run.folder import run_of
-from mgd_ssl.run.result import Evaluation
 from mgd_ssl.settings import parse
+
+if TYPE_CHECKING:
+    from mgd_ssl.run.result import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, and where the results are."""
     config = parse(KNNEvaluationConfig, argv, "mgd-ssl knn")
+    from mgd_ssl.evaluation.knn_table import evaluate  # torch is loaded once the settings are known to be right
+
     evaluations, out = evaluate(config)
     if os.environ.get("RANK", "0") == "0":
         show(evaluations)
@@ -30,14 +32,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def required(config: KNNEvaluationConfig) -> tuple[Path, Path]:
-    """Checkpoint and data, which have no default."""
-    if config.checkpoint is None or config.data is None:
-        missing = "--checkpoint, a run's folder or a file" if config.checkpoint is None else "--data, a labelled folder"
-        raise UserError(f"{'checkpoint' if config.checkpoint is None else 'data'} is not set: pass {missing}")
-    return config.checkpoint, config.data
-
-
 def check(argv: Sequence[str]) -> Path:
     """Where the results will be, when the settings are valid.
 
@@ -45,15 +39,16 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not, or the results would only be printed.
     """
     config = parse(KNNEvaluationConfig, argv, "mgd-ssl knn")
-    checkpoint, _ = required(config)
-    run = None if untrained(checkpoint) else checkpoint if checkpoint.is_dir() else run_of(checkpoint)
-    out = config.out or run
+    from mgd_ssl.run.folder import run_of
+
+    checkpoint = config.checkpoint
+    out = config.out or (checkpoint if checkpoint.is_dir() else run_of(checkpoint))
     if out is None:
         raise UserError(f"{checkpoint} lies in no run's folder: pass --out, the folder of the results")
     return out
 
 
-def show(evaluations: list[Evaluation]) -> None:
+def show(evaluations: "list[Evaluation]") -> None:
     """A table with a row an evaluation."""
     first = evaluations[0]
     what = f"{first.arch}, untrained" if first.untrained else first.arch
@@ -74,6 +69,6 @@ def show(evaluations: list[Evaluation]) -> None:
     console.print(table, highlight=False)
 
 
-def _shown(evaluation: Evaluation, metric: str) -> str:
+def _shown(evaluation: "Evaluation", metric: str) -> str:
     deviation = evaluation.deviation(metric)
     return f"{evaluation.mean(metric):.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgd_ssl.config import PackConfig
-from mgd_ssl.data.pack import pack
+from mgd_ssl.data.config import PackConfig
 from mgd_ssl.printable import printable
 from mgd_ssl.settings import parse
 
 
 def main(argv: Sequence[str]) -> int:
     """Pack and say what became of it."""
-    result = pack(parse(PackConfig, argv, "mgd-ssl pack"))
+    config = parse(PackConfig, argv, "mgd-ssl pack")
+    from mgd_ssl.data.pack import pack  # torch is loaded once the settings are known to be right
+
+    result = pack(config)
     labelled = f"{result.classes} classes" if result.classes else "no labels"
     print(f"{result.images} images ({labelled}) in {result.shards} shards, {result.megabytes:.1f} MB")
     if result.left_out:

@@ -8,7 +8,6 @@ import tyro
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import printable
-from mgd_ssl.report.page import write_report
 from mgd_ssl.settings import Settings, parse
 
 
@@ -29,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ReportConfig, argv, "mgd-ssl report")
     if not config.runs:
         raise UserError("no run is given: pass the folders of one or more runs, as in mgd-ssl report runs/r18")
+    from mgd_ssl.report.page import write_report  # pictures are drawn once the settings are known to be right
+
     for path in write_report(config.runs, config.out):
         print(printable(path))
     return 0

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mgd_ssl.config import Decoding, PackConfig
+from mgd_ssl.config import Decoding
 from mgd_ssl.console import progress_bar
+from mgd_ssl.data.config import PackConfig
 from mgd_ssl.data.decode import decode, identify
 from mgd_ssl.data.folder import ImageList, is_image
 from mgd_ssl.data.images import Images
@@ -66,10 +67,8 @@ def pack(config: PackConfig | None = None, **settings: Any) -> PackResult:
         ValueError: for unknown settings or values out of range.
     """
     config = config or PackConfig(**settings)
-    source, out = config.images, config.out
-    if source is None or out is None:
-        raise UserError("mgd-ssl pack takes two folders: that of the images, and that of the shards to be written")
-    return pack_images(open_images(source, Decoding(config.background, config.max_pixels)), config, out)
+    images = open_images(config.images, Decoding(config.background, config.max_pixels))
+    return pack_images(images, config, config.out)
 
 
 def pack_images(images: Images, config: PackConfig, out: Path) -> PackResult:

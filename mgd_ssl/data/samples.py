@@ -183,10 +183,10 @@ class CentreCrops(Samples, Dataset[EvalBatch]):
         return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)
 
 
-def chosen_backend(config: DataConfig, device: torch.device) -> Backend:
+def chosen_backend(wanted: Literal["auto"] | Backend, device: torch.device) -> Backend:
     """What renders the views of a run that trains on `device`."""
-    if config.backend != "auto":
-        return config.backend
+    if wanted != "auto":
+        return wanted
     return "device" if device.type == "cuda" else "cpu"
 
 
@@ -205,7 +205,9 @@ def decoding_as_in(run: Path | None, background: str | None, max_pixels: int | N
     try:
         of_run = json.loads((run / "config.json").read_text())["config"]["data"] if run else {}
         chosen = {key: of_run.get(key) if value is None else value for key, value in told.items()}
-        return decoding_of(DataConfig(**{key: value for key, value in chosen.items() if value is not None}))
+        return decoding_of(
+            DataConfig(train=Path(), **{key: value for key, value in chosen.items() if value is not None})
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run}/config.json is damaged ({error}): restore it, or pass another checkpoint") from error
 

@@ -3,17 +3,20 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mgd_ssl.demo.config import DemoConfig
+from mgd_ssl.demo.results import draw, summarised, write_tables
 from mgd_ssl.demo.textures import SPLITS, TEXTURES, make_image_set
 from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.printable import printable
-from mgd_ssl.settings import Settings
+from mgd_ssl.report.page import write_report
+from mgd_ssl.run.read import read_runs
 from mgd_ssl.tasks.pretraining import pretrain
 
 NETWORKS = {"cpu": ("thin_resnet14", "thin_resnet10"), "cuda": ("resnet50", "resnet18")}  # teacher, student
@@ -30,17 +33,24 @@ MGD_WEIGHT = {"cpu": 1e-2, "cuda": 2.5e-3}
 TRAIN_PER_CLASS, VAL_PER_CLASS = 150, 50
 
 
-class DemoConfig(Settings):
-    """Make an image set, pretrain a teacher, then students without and with MGD, and print their k-NN table."""
-
-    out: Path = Path("mgd_ssl_demo")
-    """Folder for images and runs; the same command again continues, or prints the table of what is finished."""
-    full: bool = False
-    """Three seeds, a longer teacher, and students of two lengths: about an hour on two CPU cores."""
-    seed: int = Field(0, ge=0, le=2**62)
-    """Of the images and the runs; with --full the first of three."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """A GPU trains ResNet-50 -> ResNet-18, a CPU thin networks of the same block types."""
+def study(config: DemoConfig) -> None:
+    """Run what is not finished yet, then print and save the table."""
+    use_gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = "cuda" if use_gpu else "cpu"
+    console = Console()
+    folders = [folder for seed in seeds(config) for folder in one_seed(config, seed, device, console)]
+    runs = read_runs(folders)
+    rows = summarised(runs, num_classes=len(TEXTURES))
+    first = [run for run in runs if run.seed == config.seed]
+    with writing(config.out):
+        write_tables(rows, config.out)
+        draw(first, config.out / "images" / f"seed{config.seed}" / "val", config.out / "demo.png")
+    show(rows, console)
+    console.print(explanation(config, device), highlight=False)
+    report, *_ = write_report(folders, config.out / "report.html")
+    out = escape(printable(config.out))
+    console.print(f"Saved: {out}/table.md, table.csv, demo.png; runs in {out}/runs", highlight=False)
+    console.print(f"Report on these runs, for a browser: {escape(printable(report))}", highlight=False, soft_wrap=True)
 
 
 def seeds(config: DemoConfig) -> range:

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mgd_ssl.commands.knn import required
-from mgd_ssl.config import Decoding, KNNEvaluationConfig
+from mgd_ssl.config import Decoding
 from mgd_ssl.console import progress_bar
 from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.loader import Reading
@@ -22,6 +21,7 @@ from mgd_ssl.data.sources import Labelled, scan_labelled
 from mgd_ssl.data.unreadable import TOLD, added, composited, over_ranks
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
+from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
@@ -62,7 +62,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
     Raises:
         UserError: when a setting, a file or a folder is at fault; nothing is written.
     """
-    checkpoint, data = required(config)
+    checkpoint, data = config.checkpoint, config.data
     for split in ("train", "val"):
         if not (data / split).exists():
             raise UserError(f"{data / split} is not there: --data needs train/<class>/* and val/<class>/* in it")

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.plain import check_names, shown
-from mgd_ssl.networks.weights import MOST_TOLD
+from mgd_ssl.networks.plain import check_names
+from mgd_ssl.printable import shown
 
 ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
 
@@ -40,3 +40,6 @@ def _group(key: str) -> str:
     """`module.encoder_k.layer1.0.conv1.weight` -> `encoder_k`."""
     parts = key.split(".")
     return parts[1] if parts[0] == "module" and len(parts) > 1 else parts[0]
+
+
+MOST_TOLD = 10  # groups of tensors that are not used

@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.printable import shown
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 COUNTER = "num_batches_tracked"  # a BatchNorm's, the one tensor of a backbone that is an integer
-LONGEST = 80  # characters of a name that are shown
-
-
-def shown(name: object) -> str:
-    """A name from a file as it may stand in a sentence: short, one line, no control characters."""
-    text = name if isinstance(name, str) and name.isprintable() else repr(name)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def check_names(state: Mapping[Any, Tensor], path: Path) -> None:

@@ -11,8 +11,7 @@ from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.networks.backbones import BACKBONES, initial_encoder
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 from mgd_ssl.run.folder import find_weights
-
-PREFIX = "random:"
+from mgd_ssl.run.lock import UNTRAINED
 
 
 class Untrained(NamedTuple):
@@ -22,7 +21,7 @@ class Untrained(NamedTuple):
     seed: int = 0
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.arch}:{self.seed}"
+        return f"{UNTRAINED}{self.arch}:{self.seed}"
 
     @property
     def suffix(self) -> str:
@@ -37,9 +36,9 @@ def untrained(checkpoint: Path) -> Untrained | None:
         UserError: for an architecture that is not known, or a seed that is none.
     """
     text = str(checkpoint)
-    if not text.startswith(PREFIX):
+    if not text.startswith(UNTRAINED):
         return None
-    arch, colon, seed = text.removeprefix(PREFIX).partition(":")
+    arch, colon, seed = text.removeprefix(UNTRAINED).partition(":")
     if arch not in BACKBONES:
         raise UserError(
             f"{text}: unknown architecture {arch!r}{nearest(arch, list(BACKBONES))}: pass random:resnet18, say"

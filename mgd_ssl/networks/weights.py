@@ -12,12 +12,12 @@ from torchvision.models.resnet import ResNet
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone
-from mgd_ssl.networks.layouts import _group, _prefix, _tensors
-from mgd_ssl.networks.plain import casts, check_plain, check_values, shown
+from mgd_ssl.networks.layouts import MOST_TOLD, _group, _prefix, _tensors
+from mgd_ssl.networks.plain import casts, check_plain, check_values
+from mgd_ssl.printable import shown
 from mgd_ssl.run.checkpoint import parsed, read_torch_file
 
 OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1, and without influence
-MOST_TOLD = 10  # groups of tensors that are not used
 
 
 class LoadReport(NamedTuple):

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.printable import printable
 from mgd_ssl.report import published
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import FREE_TO_CHANGE, flattened
+from mgd_ssl.settings import flattened, free_keys
 
 KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN"}
 
@@ -96,7 +97,7 @@ def recipe_groups(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:
 
 def recipe(run: Run, by_encoder: dict[str, Run], depth: int = 0) -> tuple[Any, ...]:
     """Settings that decide a result, but the seed."""
-    free = tuple(key for key in FREE_TO_CHANGE)
+    free = tuple(free_keys(PretrainConfig))
     settings = sorted(
         (key, str(value))
         for key, value in flattened(run.config).items()

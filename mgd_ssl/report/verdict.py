@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import FREE_TO_CHANGE, flattened
+from mgd_ssl.settings import flattened, free_keys
 
 MAX_VERDICTS = 4
 SHOWN = 48  # characters of runs' names
@@ -117,7 +118,7 @@ def other_settings(guided: Run, plain: Run) -> list[str]:
     """Settings that decide a result, are not the method's and are not the same."""
 
     def deciding(run: Run) -> dict[str, Any]:
-        free = (*FREE_TO_CHANGE, *METHOD)
+        free = (*free_keys(PretrainConfig), *METHOD)
         flat = flattened(run.config)
         return {k: v for k, v in flat.items() if not any(k == f or k.startswith(f"{f}.") for f in free)}
 

@@ -15,7 +15,7 @@ import torch
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import sweep, write_whole, writing
-from mgd_ssl.networks.plain import shown
+from mgd_ssl.printable import shown
 from mgd_ssl.run.zip_records import CompressedError, check_records
 
 logger = logging.getLogger("mgd_ssl")

@@ -6,14 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
-from moco.dist import world_size
-
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine of this process, for the files that hold results."""
+    import torch  # here, so that results can be read without it
+    import torchvision
+
+    from moco.dist import world_size
+
     return {
         "mgd_ssl": version("mgd_ssl"),
         "git": git_hash(),

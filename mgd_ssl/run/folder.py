@@ -11,9 +11,8 @@ from typing import Any
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, sweep, write_whole, writing
-from mgd_ssl.networks.untrained import untrained
 from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
-from mgd_ssl.run.lock import JOBS
+from mgd_ssl.run.lock import JOBS, UNTRAINED
 from mgd_ssl.run.log_file import is_free
 from mgd_ssl.run.result import read_json, read_plain
 from mgd_ssl.run.runtime import on_rank_zero
@@ -188,7 +187,7 @@ DEFAULT_SIZE = 224  # of crops where the weights do not lie in a run's folder
 
 def run_of(path: Path) -> Path | None:
     """The folder of the run a weights file belongs to, None for others and for an untrained encoder."""
-    if untrained(path) is not None:
+    if str(path).startswith(UNTRAINED):
         return None
     folders = [path.parent, path.parent.parent] if path.parent.name == "checkpoints" else [path.parent]
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)

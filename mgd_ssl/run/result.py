@@ -13,7 +13,6 @@ from typing import Any
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, sha256_of, write_whole, writing
-from mgd_ssl.run.checkpoint import read_checkpoint
 from mgd_ssl.run.environment import environment
 
 NAME = "result.json"
@@ -54,6 +53,8 @@ def read_result(folder: Path, keys: Sequence[str], name: str) -> dict[str, Any] 
     if not weights.is_file():
         raise UserError(f"{weights} is missing")
     try:
+        from mgd_ssl.run.checkpoint import read_checkpoint  # loads torch, which a result alone does not need
+
         whole = sha256_of(weights) == content.pop(HASH) if sealed else bool(read_checkpoint(weights))
     except OSError as error:
         raise UserError(f"{weights} cannot be read ({error.strerror})") from error

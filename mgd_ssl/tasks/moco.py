@@ -128,7 +128,7 @@ class Pretraining:
     def batches(self, first_step: int) -> Iterator[Iterator[PretrainBatch]]:
         """This rank's part of every batch from a step on to the end."""
         data, optim, seed = self.config.data, self.config.optim, self.config.seed
-        backend = chosen_backend(data, self.runtime.device)
+        backend = chosen_backend(data.backend, self.runtime.device)
         logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
         dataset = TwoViews(self.images, view_policy(data), data.image_size, seed, backend)
         order = TrainingOrder(len(self.images), optim.batch_size, optim.epochs, seed, first_step, rank(), world_size())

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mgd_ssl.commands.pretrain import completed, identity, required
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import PREFETCH
@@ -16,14 +15,22 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import md5_of
 from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.folder import check_same, find_weights, run_folder, unfinished
-from mgd_ssl.run.lock import JOBS as JOBS
+from mgd_ssl.run.folder import (
+    check_same,
+    damaged_description,
+    find_weights,
+    nothing_trained,
+    run_folder,
+    saved_description,
+    unfinished,
+)
+from mgd_ssl.run.lock import JOBS, in_use
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import damage, read_result, write_result
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.run.session import Session
-from mgd_ssl.settings import differences
+from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.moco import GuidedMoCo, Pretraining, build_method, check_sizes, update_of
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
@@ -32,6 +39,8 @@ UNSHUFFLED = (
     "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
     "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
 )
+
+FREE_KEYS = free_keys(PretrainConfig)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    out, train = required(config)
+    out, train = config.out, config.data.train
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
         check_sizes(config, len(images))
@@ -177,7 +186,7 @@ def finished_run(out: Path) -> dict[str, Any] | None:
 
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise UserError when a folder's run had other settings, images or another teacher."""
-    changed = differences(completed(old["config"]), new["config"])
+    changed = differences(completed(old["config"]), new["config"], FREE_KEYS)
     if identity(old["teacher"]) != identity(new["teacher"]):
         told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
         changed.append(f"teacher: {told[0]} -> {told[1]}")
@@ -195,3 +204,29 @@ def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
         f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
         f"{config.runtime.precision}"
     )
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
+    out = config.out
+    if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
+        try:
+            saved = completed(saved_description(out)["config"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise damaged_description(out) from error
+        check_same(out, differences(saved, config.model_dump(mode="json"), FREE_KEYS))
+
+
+def identity(teacher: dict[str, Any] | None) -> list[Any] | None:
+    """What has to stay the same of a saved teacher; earlier versions saved no more of it."""
+    return [teacher[key] for key in ("arch", "sha256", "prefix")] if teacher else None
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings, with the defaults of those which the version that saved them did not have.
+
+    Before there was a background transparency was dropped, which no setting does any more, so it gets none.
+    """
+    known = flattened(defaults(PretrainConfig))
+    known.pop("data.background")
+    return known | flattened(saved)

@@ -3,29 +3,29 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
-from linear_eval.evaluator import linear
 from linear_eval.protocols import load_protocol
-from mgd_ssl.config import MAX_SEED, MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
+from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.untrained import untrained
 from mgd_ssl.printable import printable
-from mgd_ssl.run.result import Evaluation
-from mgd_ssl.settings import Settings, each_once, parse
+from mgd_ssl.run.lock import UNTRAINED
+from mgd_ssl.settings import MAX_SEED, Required, Settings, each_once, parse
+
+if TYPE_CHECKING:
+    from mgd_ssl.run.result import Evaluation
 
 
 class LinearConfig(Settings):
     """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
 
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path, Required("--checkpoint, a run folder or a file with a backbone")]
     """Run folder, or file with a backbone: ours, MoCo's, torchvision's, or timm's ResNets saved by torch.save (not
-    safetensors); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with.
-    Required."""
-    data: Path | None = None
-    """Folder with train/<class>/* and val/<class>/*, or with shards in train and val. Required."""
+    safetensors); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with."""
+    data: Annotated[Path, Required("--data, a folder with train/<class>/* and val/<class>/*")]
+    """Folder with train/<class>/* and val/<class>/*, or with shards in train and val."""
     protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
@@ -55,14 +55,17 @@ class LinearConfig(Settings):
 
 def main(argv: Sequence[str], prog: str = "mgd-ssl linear") -> int:
     """Evaluate and print the result."""
-    evaluation, file = linear(parse(LinearConfig, argv, prog))
+    config = parse(LinearConfig, argv, prog)
+    from linear_eval.evaluator import linear  # torch is loaded once the settings are known to be right
+
+    evaluation, file = linear(config)
     if os.environ.get("RANK", "0") == "0":
         whose = f"{evaluation.checkpoint}, an untrained {evaluation.arch}: " if evaluation.untrained else ""
         print(f"{printable(whose)}{told(evaluation)}\n{evaluation.protocol}\nsaved: {printable(file)}")
     return 0
 
 
-def told(evaluation: Evaluation) -> str:
+def told(evaluation: "Evaluation") -> str:
     """`top-1 53.60 +- 0.12, top-5 78.70 +- 0.10 (3 seeds)`."""
 
     def one(metric: str) -> str:
@@ -81,18 +84,17 @@ def check(argv: Sequence[str]) -> Path:
     """
     config = parse(LinearConfig, argv, "mgd-ssl linear")
     load_protocol(config.protocol)
-    return required(config)[2]
+    return folder_of(config)
 
 
-def required(config: LinearConfig) -> tuple[Path, Path, Path]:
-    """Checkpoint, data and folder of the result, which are not all optional."""
-    checkpoint, data = config.checkpoint, config.data
-    if checkpoint is None:
-        raise UserError("checkpoint is not set: pass --checkpoint, a run folder or a file with a backbone")
-    if data is None:
-        raise UserError("data is not set: pass --data, a folder with train/<class>/* and val/<class>/*")
-    run = checkpoint if untrained(checkpoint) is None and checkpoint.is_dir() else None
-    out = config.out or run
-    if out is None:
+def folder_of(config: LinearConfig) -> Path:
+    """Folder of the result.
+
+    Raises:
+        UserError: when nothing says where.
+    """
+    if config.out is not None:
+        return config.out
+    if str(config.checkpoint).startswith(UNTRAINED) or not config.checkpoint.is_dir():
         raise UserError("out is not set: pass --out, the folder for the result (a run folder would be its own)")
-    return checkpoint, data, out
+    return config.checkpoint
