@@ -20,6 +20,7 @@ from benchmarks.linear_sets import sets
 from linear_eval.feature_batches import CachedSource, LiveSource, Transform, standardising
 from linear_eval.probe import Probe
 from linear_eval.protocols import Protocol, Round, load_protocol
+from mgd_ssl.command_line import parse
 from mgd_ssl.config import MAX_SIZE, RuntimeConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
@@ -29,7 +30,7 @@ from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.log import RunLog
 from mgd_ssl.run.runtime import Runtime, process
-from mgd_ssl.settings import Settings, parse
+from mgd_ssl.settings import Settings
 
 
 class BenchConfig(Settings):

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 from launchers import config as settings
 from launchers.config import LocalConfig, SlurmConfig
 from launchers.sweep import Element, read_sweep
+from mgd_ssl.command_line import parse
 from mgd_ssl.commands import check
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.printable import is_printable, printable
-from mgd_ssl.settings import brief, parse
+from mgd_ssl.settings import brief
 
 if TYPE_CHECKING:
     from launchers.slurm import Job

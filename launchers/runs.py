@@ -13,11 +13,12 @@ from rich.table import Table
 
 from launchers.records import Records
 from launchers.slurm_queue import UNKNOWN, State, states
+from mgd_ssl.command_line import parse
 from mgd_ssl.errors import INTERRUPTED, UserError
 from mgd_ssl.printable import printable
 from mgd_ssl.run import read as runs
 from mgd_ssl.run.lock import JOBS, in_use
-from mgd_ssl.settings import Settings, parse
+from mgd_ssl.settings import Settings
 
 NO_NEWS = re.compile("submitit INFO|srun: launch/|srun: error: .* Exited with exit code")  # after the line that counts
 TAIL = 65536  # bytes of a log in which its last line is looked for

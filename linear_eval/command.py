@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator
 
 from linear_eval.protocols import load_protocol
+from mgd_ssl.command_line import parse
 from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import printable
 from mgd_ssl.run.lock import UNTRAINED
-from mgd_ssl.settings import MAX_SEED, Required, Settings, each_once, parse
+from mgd_ssl.settings import MAX_SEED, Required, Settings, each_once
 
 if TYPE_CHECKING:
     from mgd_ssl.run.result import Evaluation

@@ -1,7 +1,6 @@
 """A linear evaluation from settings to a number with its protocol: features, heads, result."""
 
 import hashlib
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.untrained import find_evaluated, untrained
 from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.folder import run_folder
+from mgd_ssl.run.folder import run_folder, run_image_size, run_in
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import Evaluation, damage, read_result, write_result
@@ -34,9 +33,6 @@ from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.run.session import Session
 from mgd_ssl.run.stop import StopRequest
 from mgd_ssl.settings import differences
-
-PUBLISHED_SIZE = 224  # edge of a crop in pixels, where no run says otherwise
-
 
 HEAD = "head.pt"
 
@@ -67,7 +63,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         weights = on_rank_zero(lambda: find_evaluated(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
-        decoding = decoding_as_in(run_of(checkpoint), config.background, config.max_pixels)
+        decoding = decoding_as_in(run_in(checkpoint), config.background, config.max_pixels)
         train, val = scan_labelled(data / "train", data / "val", decoding)
         num_classes = int(train.labels.max()) + 1
         stages(protocol, len(train[0]), held_out(train[1], protocol.held_out, 0))  # sizes fit, before anything is done
@@ -114,7 +110,7 @@ class Evaluator:
     ) -> None:
         self.config, self.protocol, self.out, self.runtime = config, protocol, out, runtime
         self.backbone, self.train, self.val, self.num_classes = backbone, train, val, num_classes
-        self.image_size = config.image_size or size_of_run(config.checkpoint) or PUBLISHED_SIZE
+        self.image_size = config.image_size or run_image_size(run_in(config.checkpoint))
         self.workers = runtime.data_workers(config.workers)
         self.cache = FeatureCache(out / "linear_features", backbone, runtime, self.image_size, self.workers)
         self._features: dict[str, Features] = {}
@@ -299,24 +295,3 @@ def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -
         raise UserError(
             f"{out} holds an evaluation of something else ({'; '.join(changed)}): remove it, or choose another --out"
         )
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The path itself when it is a run's folder."""
-    return checkpoint if (checkpoint / "config.json").is_file() else None
-
-
-def size_of_run(checkpoint: Path | None) -> int | None:
-    """Edge of the views a run was trained with, None when the path is no run's folder.
-
-    Raises:
-        UserError: when its config.json cannot be read.
-    """
-    if checkpoint is None or not (checkpoint / "config.json").is_file():
-        return None
-    try:
-        return int(json.loads((checkpoint / "config.json").read_text())["config"]["data"]["image_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint / 'config.json'} does not tell data.image_size: restore it, or pass --image-size"
-        ) from error

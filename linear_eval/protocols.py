@@ -8,8 +8,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.errors import UserError
-from mgd_ssl.settings import Settings, each_once, find_config, load_toml
+from mgd_ssl.settings import Settings, each_once
 
 FOLDER = Path(str(resources.files("linear_eval"))) / "protocols"
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mgd_ssl.networks.taps import FeatureTaps as FeatureTaps
     from mgd_ssl.networks.teacher import Teacher as Teacher
     from mgd_ssl.tasks.moco import GuidedMoCo as GuidedMoCo
-    from mgd_ssl.tasks.pretraining import PretrainResult as PretrainResult
-    from mgd_ssl.tasks.pretraining import pretrain as pretrain
+    from mgd_ssl.tasks.student import PretrainResult as PretrainResult
+    from mgd_ssl.tasks.student import pretrain as pretrain
     from moco import MoCo as MoCo
 
 _HOMES = {
@@ -40,8 +40,8 @@ _HOMES = {
     "FeatureTaps": "mgd_ssl.networks.taps",
     "Teacher": "mgd_ssl.networks.teacher",
     "GuidedMoCo": "mgd_ssl.tasks.moco",
-    "PretrainResult": "mgd_ssl.tasks.pretraining",
-    "pretrain": "mgd_ssl.tasks.pretraining",
+    "PretrainResult": "mgd_ssl.tasks.student",
+    "pretrain": "mgd_ssl.tasks.student",
     "MoCo": "moco",
 }
 

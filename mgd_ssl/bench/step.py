@@ -21,7 +21,8 @@ from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.run.session import Session
-from mgd_ssl.tasks.moco import Pretraining, build_method, update_of
+from mgd_ssl.tasks.moco import build_method
+from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from moco import ViewPolicy, draw_view
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgd_ssl.bench.config import BenchConfig
-from mgd_ssl.settings import parse
+from mgd_ssl.command_line import parse
 
 
 def main(argv: Sequence[str]) -> int:

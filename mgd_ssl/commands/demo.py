@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.demo.config import DemoConfig
-from mgd_ssl.settings import parse
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.printable import printable
-from mgd_ssl.settings import parse
 
 if TYPE_CHECKING:
     from mgd_ssl.run.result import Evaluation

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.data.config import PackConfig
 from mgd_ssl.printable import printable
-from mgd_ssl.settings import parse
 
 
 def main(argv: Sequence[str]) -> int:

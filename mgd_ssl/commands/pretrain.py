@@ -4,15 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.printable import printable
-from mgd_ssl.settings import parse
 
 
 def main(argv: Sequence[str]) -> int:
     """Pretrain, and say where the student is."""
     config = parse(PretrainConfig, argv, "mgd-ssl pretrain")
-    from mgd_ssl.tasks.pretraining import pretrain  # torch is loaded once the settings are known to be right
+    from mgd_ssl.tasks.student import pretrain  # torch is loaded once the settings are known to be right
 
     result = pretrain(config)
     if os.environ.get("RANK", "0") == "0":
@@ -27,7 +27,7 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = parse(PretrainConfig, argv, "mgd-ssl pretrain")
-    from mgd_ssl.tasks.pretraining import check_settings
+    from mgd_ssl.tasks.student import check_settings
 
     check_settings(config)
     return config.out

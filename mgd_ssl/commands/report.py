@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import printable
-from mgd_ssl.settings import Settings, parse
+from mgd_ssl.settings import Settings
 
 
 class ReportConfig(Settings):

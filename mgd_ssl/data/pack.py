@@ -1,6 +1,5 @@
 """`mgd-ssl pack`: images rewritten once into tar shards of WebDataset's layout, with the index that opens them."""
 
-import io
 import json
 import os
 import signal
@@ -11,23 +10,22 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch.utils.data import Dataset
 
 from mgd_ssl.config import Decoding
 from mgd_ssl.console import progress_bar
 from mgd_ssl.data.config import PackConfig
-from mgd_ssl.data.decode import decode, identify
-from mgd_ssl.data.folder import ImageList, is_image
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import batches
 from mgd_ssl.data.order import chunks
-from mgd_ssl.data.shard_index import BLOCK, IndexBuilder, ShardIndex, scan_shard
+from mgd_ssl.data.packing import Packed, Packing
+from mgd_ssl.data.shard_index import IndexBuilder, ShardIndex
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.shards import INDEX_ERRORS, INDEX_NAME, PART
 from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.tar_writer import Keys, add_sample
 from mgd_ssl.errors import Interrupted, TrainingError, UserError
 from mgd_ssl.files import whole_file, write_whole, writing
 from mgd_ssl.run.environment import environment
@@ -99,55 +97,6 @@ def check_same_pack(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 
 # what the workers do
-
-
-class Packed(NamedTuple):
-    """An image as it goes into a shard."""
-
-    content: bytes
-    extension: str
-    why: str  # it cannot be packed; empty when it can
-
-
-class Packing(Dataset[list[Packed]]):
-    """Images read, and reduced where they are larger than asked for.
-
-    Args:
-        images: the source.
-        short_side: in pixels, None copies all.
-        quality: of JPEG.
-    """
-
-    def __init__(self, images: Images, short_side: int | None, quality: int) -> None:
-        self.images, self.short_side, self.quality = images, short_side, quality
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Packed]:
-        """A list of images; the loader calls this once with a whole chunk."""
-        return [self._packed(index) for index in indices]
-
-    def _packed(self, index: int) -> Packed:
-        name = self.images.name(index)
-        try:
-            content = self.images.read(index)
-            with identify(content, self.images.decoding) as image:
-                size, kind = image.size, image.format
-            if self.short_side is not None and min(size) > self.short_side:
-                return Packed(reduced(decode(content, self.images.decoding), self.short_side, self.quality), ".jpg", "")
-            extension = os.path.splitext(name)[1] if is_image(name) else f".{kind}".lower()
-            if not is_image(f"x{extension}"):  # JPEGs of telephones are of the kind MPO; readers look at the content
-                extension = ".jpg"
-            return Packed(content, extension, "")
-        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-            return Packed(b"", "", f"{type(error).__name__}: {error}")
-
-
-def reduced(image: Image.Image, short_side: int, quality: int) -> bytes:
-    """An RGB image at a smaller short side as JPEG; its metadata are not kept."""
-    scale = short_side / min(image.size)
-    size = max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 # what this process does
@@ -325,53 +274,3 @@ class Packer:
 def checksum_of(lines: Sequence[str]) -> str:
     """CRC-32 of lines."""
     return f"{zlib.crc32(json.dumps(list(lines)).encode()):08x}"
-
-
-class Keys:
-    """Names of samples: the image's path without its extension, in the order of the images.
-
-    WebDataset takes what precedes the first dot of the last part for the name of a sample, so dots are written as %2E
-    there; of two images that differ by their extensions only, the extension becomes part of the name. Images that do
-    not come from a folder are named class/number.
-    """
-
-    def __init__(self, images: Images, labels: np.ndarray | None, classes: Sequence[str]) -> None:
-        self.images, self.labels = images, labels
-        self.folders = [name.replace("/", "%2F") for name in classes]
-        self.repeated: set[str] = set()
-        if isinstance(images, ImageList):
-            seen: set[str] = set()
-            for name in images.names:
-                key = quoted(os.path.splitext(name)[0])
-                (self.repeated if key in seen else seen).add(key)
-
-    def __getitem__(self, index: int) -> str:
-        if not isinstance(self.images, ImageList):
-            folder = "" if self.labels is None else f"{self.folders[self.labels[index]]}/"
-            return f"{folder}{index:09d}"
-        name = self.images.name(index)
-        key = quoted(os.path.splitext(name)[0])
-        return quoted(name) if key in self.repeated else key
-
-
-def quoted(path: str) -> str:
-    """A path without dots in its last part."""
-    folder, slash, base = path.rpartition("/")
-    return folder + slash + base.replace("%", "%25").replace(".", "%2E")
-
-
-def add_sample(tar: tarfile.TarFile, builder: IndexBuilder, key: str, image: Packed, label: str | None) -> None:
-    """Append an image, and its class, to a shard and to its index."""
-    name = key + image.extension
-    offset = add_member(tar, name, image.content)
-    if label is not None:
-        add_member(tar, f"{key}.cls", label.encode())
-    builder.add(name, offset, len(image.content), label)
-
-
-def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a file without times and owners, which would differ from pack to pack; returns where it starts."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-    return tar.offset - -(-len(content) // BLOCK) * BLOCK

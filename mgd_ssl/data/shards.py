@@ -14,7 +14,8 @@ import numpy as np
 from mgd_ssl.console import progress_bar
 from mgd_ssl.data.images import Images, check_bytes, hash_of_files, open_regular
 from mgd_ssl.data.labels import folder_labels, numbered
-from mgd_ssl.data.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, read_at, scan_shard
+from mgd_ssl.data.shard_index import BLOCK, NO_LABEL, Shard, ShardIndex, mark_of, read_at
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.log import logger
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from mgd_ssl.printable import cell
-from mgd_ssl.report import figures, tables
+from mgd_ssl.report import figures, matching_figures, tables
 from mgd_ssl.run.read import Run
 
 
@@ -47,7 +47,7 @@ def draw(runs: Sequence[Run], val: Path, path: Path) -> None:
         draw_classes(val, left)
         figures.draw_knn(runs, figures.protocols(runs)[0], middle)
         middle.set_title("frozen features; each curve starts at a random encoder")
-        figures.draw_matching(next(run for run in reversed(runs) if run.teacher is not None), right)
+        matching_figures.draw_matching(next(run for run in reversed(runs) if run.teacher is not None), right)
         right.set_title("matching updates: x before, o after")
         for axes in (middle, right):
             axes.legend(fontsize=7)

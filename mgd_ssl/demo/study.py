@@ -17,7 +17,7 @@ from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.printable import printable
 from mgd_ssl.report.page import write_report
 from mgd_ssl.run.read import read_runs
-from mgd_ssl.tasks.pretraining import pretrain
+from mgd_ssl.tasks.student import pretrain
 
 NETWORKS = {"cpu": ("thin_resnet14", "thin_resnet10"), "cuda": ("resnet50", "resnet18")}  # teacher, student
 

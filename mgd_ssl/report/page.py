@@ -15,10 +15,12 @@ from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
 from mgd_ssl.printable import cell, printable
 from mgd_ssl.report import published
 from mgd_ssl.report.channels import StageReport, stage_reports
-from mgd_ssl.report.figures import Picture, curves, matching_pictures
+from mgd_ssl.report.figures import Picture, curves
+from mgd_ssl.report.matching_figures import matching_pictures
 from mgd_ssl.report.pictures import Folders, embedding_pictures, view_pictures
+from mgd_ssl.report.side_by_side import differing, side_by_side
 from mgd_ssl.report.sizes import savings, size_rows
-from mgd_ssl.report.tables import KIND_NAMES, Row, differing, full_frame, markdown, rows, short_frame, side_by_side
+from mgd_ssl.report.tables import KIND_NAMES, Row, full_frame, markdown, rows, short_frame
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.read import Run, read_runs

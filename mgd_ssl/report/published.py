@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import find_config, flattened, load_toml
+from mgd_ssl.settings import flattened
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"

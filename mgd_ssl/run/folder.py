@@ -193,6 +193,11 @@ def run_of(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
+def run_in(folder: Path) -> Path | None:
+    """The path itself when it is a run's folder."""
+    return folder if (folder / "config.json").is_file() else None
+
+
 def run_image_size(run: Path | None) -> int:
     """Edge of the views a run was trained on; 224 without one.
 

@@ -1,10 +1,5 @@
 """Pretraining: MoCo, and a guide that draws its query encoder towards a teacher."""
 
-import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,31 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.data.images import Images
-from mgd_ssl.data.loader import Reading, one_pass
-from mgd_ssl.data.order import TrainingOrder, subset
-from mgd_ssl.data.ring import view_batches
-from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, decoding_of, view_policy
-from mgd_ssl.data.unreadable import SkippedFiles
-from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
-from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation.monitor import KNNMonitor
-from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import initial_encoder, stage_taps, trunk
+from mgd_ssl.networks.backbones import initial_encoder, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.log import logger
-from mgd_ssl.run.runtime import on_rank_zero
-from mgd_ssl.run.session import Session
-from mgd_ssl.training.schedule import learning_rate
-from mgd_ssl.training.task import Event, StepOutput
-from mgd_ssl.training.update import Update, sgd
+from mgd_ssl.training.task import StepOutput
 from moco import MoCo
-from moco.dist import broadcast, rank, world_size
+from moco.dist import world_size
 from moco.keyed import keyed_seed
 from moco.split_norm import split_batch_norms
 
@@ -94,201 +73,6 @@ class GuidedMoCo(nn.Module):
         with self.guide.watch() as seen:
             self.moco.encoder_q(images)
         return seen.maps
-
-
-class Pretraining:
-    """The task of `mgd-ssl pretrain`; see `mgd_ssl.training.task.Task`.
-
-    Args:
-        config: of the run.
-        module: student, on the device.
-        teacher: on the device, or None.
-        images: training images.
-        session: of the run, for its folder, device, step and stop.
-    """
-
-    def __init__(
-        self, config: PretrainConfig, module: GuidedMoCo, teacher: Teacher | None, images: Images, session: Session
-    ) -> None:
-        self.config, self.module, self.teacher = config, module, teacher
-        self.images, self.session, self.runtime = images, session, session.runtime
-        self.steps_per_epoch = len(images) // config.optim.batch_size
-        self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.workers = self.runtime.data_workers(config.data.workers)
-        self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
-        self.account = self._account("train", images)
-        self.monitor = self._monitor()
-        self.events = self._events()
-        if config.runtime.compile:
-            self._compile()
-
-    # steps
-
-    @contextmanager
-    def batches(self, first_step: int) -> Iterator[Iterator[PretrainBatch]]:
-        """This rank's part of every batch from a step on to the end."""
-        data, optim, seed = self.config.data, self.config.optim, self.config.seed
-        backend = chosen_backend(data.backend, self.runtime.device)
-        logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
-        dataset = TwoViews(self.images, view_policy(data), data.image_size, seed, backend)
-        order = TrainingOrder(len(self.images), optim.batch_size, optim.epochs, seed, first_step, rank(), world_size())
-        local_batch = optim.batch_size // world_size()
-        with view_batches(dataset, order, local_batch, self.workers, self.runtime.device) as loader:
-            yield loader
-
-    def inputs(self, batch: PretrainBatch, step: int) -> tuple[Any, ...]:
-        """Views, the guide's targets, and the seed of shuffled BatchNorm."""
-        self.account.note(batch.unreadable)
-        im_q, im_k = self.upload.views(batch)  # [N, 3, H, W]
-        targets: dict[str, Any] = {}
-        if self.teacher is not None:
-            with self.runtime.autocast():
-                targets = self.module.guide.prepare(Seen(self.teacher(im_q)), step)
-        return im_q, im_k, targets, keyed_seed(self.config.seed, "shuffle", step)
-
-    def after_step(self, carried: Any) -> None:
-        """Enqueue the keys."""
-        self.module.moco.enqueue(carried)
-        self.module.guide.after_step()
-
-    # between two epochs
-
-    def _events(self) -> list[Event]:
-        """Matching updates, then k-NN, both before the first step of an epoch; k-NN of the last state too."""
-        config, epochs, events = self.config, self.config.optim.epochs, []
-        if self.teacher is not None:
-            updates = sorted({0, *chosen_matching_epochs(config.mgd.matching_epochs, epochs)} & set(range(epochs)))
-            events.append(Event("matching", self._starts(updates), self.rematch))
-        if self.monitor is not None:
-            evaluations = [*range(0, epochs, config.knn.every_epochs), epochs]
-            events.append(Event("knn", self._starts(evaluations), self.evaluate))
-        return events
-
-    def _starts(self, epochs: Sequence[int]) -> tuple[int, ...]:
-        """Finished steps when these epochs start."""
-        return tuple(epoch * self.steps_per_epoch for epoch in epochs)
-
-    @torch.no_grad()
-    def rematch(self) -> dict[str, Any]:
-        """Update the matching, and tell how it changed."""
-        assert self.teacher is not None and self.mgd is not None
-        started, epoch = time.monotonic(), self.session.step // self.steps_per_epoch
-        config = self.config
-        share_norm_statistics(self.module.moco.encoder_q)
-        crops = CentreCrops(self.images, config.data.image_size, config.seed)
-        seen = subset(len(self.images), config.mgd.matching_images, config.seed, "matching")
-        self.module.eval()
-        with self.session.log.part("matching", math.ceil(len(seen) / world_size())) as progress:
-            reading = replace(
-                self._evaluating(self.account),
-                batch_size=max(1, config.optim.batch_size // world_size()),
-                pin=self.runtime.device.type == "cuda",
-                progress=progress,
-            )
-            with one_pass(crops, seen, reading) as batches:
-                images = (self.upload.images(batch.images) for batch in batches)
-                measured = config.mgd.margin == "measured"
-                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, images, measured)
-        self.module.train()
-        on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
-        tell(changes, epoch)
-        return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
-
-    def evaluate(self) -> dict[str, Any]:
-        """k-NN of the student as it is, beside its initial state and the teacher."""
-        assert self.monitor is not None
-        share_norm_statistics(self.module.moco.encoder_q)  # every rank classifies a part, with what is saved
-        teacher = None if self.teacher is None else trunk(self.teacher.backbone)
-        student = trunk(self.module.moco.encoder_q)
-        return self.monitor.compare(student, self._initial_trunk, teacher, self.session.log, self.session.step)
-
-    def _initial_trunk(self) -> nn.Module:
-        """Of the student as the run began with it."""
-        moco = self.config.moco
-        encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
-        return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
-
-    def _evaluating(self, account: SkippedFiles) -> Reading:
-        return Reading(workers=self.workers, account=account, stop=self.session.stop)
-
-    # state
-
-    def state(self) -> dict[str, Any]:
-        """`state_dict` reads as an official MoCo checkpoint."""
-        return {
-            "arch": self.config.student,
-            "config": self.config.model_dump(mode="json"),
-            "epoch": self.session.step // self.steps_per_epoch,
-            "state_dict": {f"module.{name}": value for name, value in self.module.moco.state_dict().items()},
-            "guide": self.module.guide.state_dict(),
-            "knn": self.monitor.state() if self.monitor is not None else None,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        self.module.moco.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
-        self.module.guide.load_state_dict(state["guide"])
-        if self.monitor is not None and state["knn"] is not None:
-            self.monitor.load(state["knn"])
-
-    def finish(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Last k-NN, and the student as a plain torchvision state dict."""
-        knn: dict[str, float] = {}
-        if self.monitor is not None:
-            row = self.evaluate()
-            self.session.row("knn", row)
-            knn = {name: value for name, value in row.items() if name != "protocol"}
-        backbone = self.module.moco.encoder_q.state_dict()
-        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
-        return {"knn": knn}, plain
-
-    # parts
-
-    @property
-    def mgd(self) -> MGD | None:
-        """The matching of the guide, if it has one."""
-        terms = dict(self.module.guide.named_terms())
-        matched = terms.get("mgd")
-        return matched.mgd if isinstance(matched, MatchedMaps) else None
-
-    def _account(self, name: str, images: Images) -> SkippedFiles:
-        path = self.session.out / f"skipped_{name}.jsonl"
-        account = SkippedFiles(path, images, self.config.data.max_unreadable)
-        self.session.accounts.append(account)
-        return account
-
-    def _monitor(self) -> KNNMonitor | None:
-        config = self.config
-        if config.knn.train is None and config.knn.val is None:
-            return None
-        return KNNMonitor(
-            config.knn, self.runtime, image_size=config.data.image_size, seed=config.seed,
-            skipped=self._account, reading=self._evaluating, decoding=decoding_of(config.data),
-        )  # fmt: skip
-
-    def _compile(self) -> None:
-        networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
-        for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
-            network.compile()  # in place: the names in the state dict stay
-        if self.mgd is not None:
-            self.mgd.compile()
-
-
-def update_of(config: PretrainConfig, task: Pretraining) -> Update:
-    """SGD with warm-up and cosine, on all of the task's module."""
-    optim = config.optim
-
-    def lr(step: int) -> float:
-        return learning_rate(step, task.steps_per_epoch, optim.epochs, optim.lr, optim.warmup_epochs, optim.lr_schedule)
-
-    optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
-    return Update(task.module, optimizer, lr, task.runtime)
-
-
-def share_norm_statistics(network: nn.Module) -> None:
-    """Overwrite buffers (BatchNorm statistics) with those of rank 0, which are the ones that are saved."""
-    for buffer in network.buffers():
-        broadcast(buffer)
 
 
 def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:

@@ -1,232 +1,229 @@
-"""A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
+"""The task of `mgd-ssl pretrain`: MoCo with a guide, matching updates and k-NN between its epochs."""
 
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
-from mgd_ssl.data.loader import PREFETCH
-from mgd_ssl.data.samples import decoding_of
-from mgd_ssl.data.sources import open_images
-from mgd_ssl.errors import UserError, once_trained
-from mgd_ssl.files import writing
+from mgd_ssl.data.loader import Reading, one_pass
+from mgd_ssl.data.order import TrainingOrder, subset
+from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, decoding_of, view_policy
+from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.data.upload import Upload
+from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.term import Seen
+from mgd_ssl.evaluation.monitor import KNNMonitor
+from mgd_ssl.mgd.matching import chosen_matching_epochs
+from mgd_ssl.mgd.mgd import MGD
+from mgd_ssl.networks.backbones import initial_encoder, trunk
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import md5_of
-from mgd_ssl.run.checkpoint import Checkpoints, serialised
-from mgd_ssl.run.environment import environment
-from mgd_ssl.run.folder import (
-    check_same,
-    damaged_description,
-    find_weights,
-    nothing_trained,
-    run_folder,
-    saved_description,
-    unfinished,
-)
-from mgd_ssl.run.lock import JOBS, in_use
 from mgd_ssl.run.log import logger
-from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.result import damage, read_result, write_result
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
-from mgd_ssl.settings import defaults, differences, flattened, free_keys
-from mgd_ssl.tasks.moco import GuidedMoCo, Pretraining, build_method, check_sizes, update_of
-from mgd_ssl.training.loop import Pace, train
-from moco.dist import world_size
-
-UNSHUFFLED = (
-    "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
-    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
-)
-
-FREE_KEYS = free_keys(PretrainConfig)
+from mgd_ssl.tasks.moco import GuidedMoCo
+from mgd_ssl.training.schedule import WarmupCosine
+from mgd_ssl.training.task import Event
+from mgd_ssl.training.update import Update, sgd
+from moco.dist import broadcast, rank, world_size
+from moco.keyed import keyed_seed
 
 
-@dataclass(frozen=True)
-class PretrainResult:
-    """What a finished run leaves; also its `result.json`, where paths are relative, so that a run can be moved."""
-
-    out: str  # the run's folder
-    encoder: str  # file with the student's backbone, torchvision's state-dict keys
-    epochs: int
-    steps: int
-    knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
-
-
-ENCODER = "encoder.pt"
-
-
-RESULT = tuple(field.name for field in fields(PretrainResult))
-
-
-def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:
-    """Pretrain a student, or continue the run in `out`.
+class Pretraining:
+    """The task of `mgd-ssl pretrain`; see `mgd_ssl.training.task.Task`.
 
     Args:
-        config: all settings; or pass them by name, groups as dictionaries:
-            `pretrain(out="run", student="resnet18", teacher="moco_v2.pth.tar", data={"train": "images"})`.
-
-    Returns:
-        The result; at once when the run is finished already.
-
-    Raises:
-        UserError: when a setting, a file or a folder is at fault; nothing was trained.
-        TrainingError: when training had to stop; its checkpoints stay.
-        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
-        ValueError: for unknown settings or values out of range.
+        config: of the run.
+        module: student, on the device.
+        teacher: on the device, or None.
+        images: training images.
+        session: of the run, for its folder, device, step and stop.
     """
-    config = config or PretrainConfig(**settings)
-    out, train = config.out, config.data.train
-    with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
-        check_sizes(config, len(images))
-        teacher = load_teacher(config)
-        method = build_method(config, teacher)
-        if teacher is not None:
-            teacher.fold()  # after its margins were read from the BatchNorms
-        with run_folder(out, description(config, images, teacher), check_same_run, finished_run) as finished:
-            if finished is not None:
-                return PretrainResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
-            for module in (method, teacher):
-                if module is not None:
-                    module.to(runtime.device).to(memory_format=runtime.memory_format)
-            return run(config, out, images, teacher, method, runtime)
 
+    def __init__(
+        self, config: PretrainConfig, module: GuidedMoCo, teacher: Teacher | None, images: Images, session: Session
+    ) -> None:
+        self.config, self.module, self.teacher = config, module, teacher
+        self.images, self.session, self.runtime = images, session, session.runtime
+        self.steps_per_epoch = len(images) // config.optim.batch_size
+        self.total_steps = config.optim.epochs * self.steps_per_epoch
+        self.workers = self.runtime.data_workers(config.data.workers)
+        self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
+        self.account = self._account("train", images)
+        self.monitor = self._monitor()
+        self.events = self._events()
+        if config.runtime.compile:
+            self._compile()
 
-def run(
-    config: PretrainConfig,
-    out: Path,
-    images: Images,
-    teacher: Teacher | None,
-    method: GuidedMoCo,
-    runtime: Runtime,
-) -> PretrainResult:
-    """Train from the newest whole checkpoint in `out`, or from the start, to the end."""
-    told = on_rank_zero(lambda: damage(out, RESULT, ENCODER))
-    optim, steps_per_epoch = config.optim, len(images) // config.optim.batch_size
-    with Session(out, optim.epochs * steps_per_epoch, runtime, config.checkpoint.keep) as session:
-        if told:
-            logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
-        logger.info("%s", summary(config, images, runtime))
-        if world_size() * config.moco.bn_splits == 1:
-            logger.info("%s", UNSHUFFLED)
-        if teacher is not None:
-            logger.info("teacher %s", teacher.report)
-            warn_of_unfinished(config, teacher)
-        task = Pretraining(config, method, teacher, images, session)
-        pace = Pace(
-            optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
-            under_way=PREFETCH * task.workers,
+    # steps
+
+    @contextmanager
+    def batches(self, first_step: int) -> Iterator[Iterator[PretrainBatch]]:
+        """This rank's part of every batch from a step on to the end."""
+        data, optim, seed = self.config.data, self.config.optim, self.config.seed
+        backend = chosen_backend(data.backend, self.runtime.device)
+        logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
+        dataset = TwoViews(self.images, view_policy(data), data.image_size, seed, backend)
+        order = TrainingOrder(len(self.images), optim.batch_size, optim.epochs, seed, first_step, rank(), world_size())
+        local_batch = optim.batch_size // world_size()
+        with view_batches(dataset, order, local_batch, self.workers, self.runtime.device) as loader:
+            yield loader
+
+    def inputs(self, batch: PretrainBatch, step: int) -> tuple[Any, ...]:
+        """Views, the guide's targets, and the seed of shuffled BatchNorm."""
+        self.account.note(batch.unreadable)
+        im_q, im_k = self.upload.views(batch)  # [N, 3, H, W]
+        targets: dict[str, Any] = {}
+        if self.teacher is not None:
+            with self.runtime.autocast():
+                targets = self.module.guide.prepare(Seen(self.teacher(im_q)), step)
+        return im_q, im_k, targets, keyed_seed(self.config.seed, "shuffle", step)
+
+    def after_step(self, carried: Any) -> None:
+        """Enqueue the keys."""
+        self.module.moco.enqueue(carried)
+        self.module.guide.after_step()
+
+    # between two epochs
+
+    def _events(self) -> list[Event]:
+        """Matching updates, then k-NN, both before the first step of an epoch; k-NN of the last state too."""
+        config, epochs, events = self.config, self.config.optim.epochs, []
+        if self.teacher is not None:
+            updates = sorted({0, *chosen_matching_epochs(config.mgd.matching_epochs, epochs)} & set(range(epochs)))
+            events.append(Event("matching", self._starts(updates), self.rematch))
+        if self.monitor is not None:
+            evaluations = [*range(0, epochs, config.knn.every_epochs), epochs]
+            events.append(Event("knn", self._starts(evaluations), self.evaluate))
+        return events
+
+    def _starts(self, epochs: Sequence[int]) -> tuple[int, ...]:
+        """Finished steps when these epochs start."""
+        return tuple(epoch * self.steps_per_epoch for epoch in epochs)
+
+    @torch.no_grad()
+    def rematch(self) -> dict[str, Any]:
+        """Update the matching, and tell how it changed."""
+        assert self.teacher is not None and self.mgd is not None
+        started, epoch = time.monotonic(), self.session.step // self.steps_per_epoch
+        config = self.config
+        share_norm_statistics(self.module.moco.encoder_q)
+        crops = CentreCrops(self.images, config.data.image_size, config.seed)
+        seen = subset(len(self.images), config.mgd.matching_images, config.seed, "matching")
+        self.module.eval()
+        with self.session.log.part("matching", math.ceil(len(seen) / world_size())) as progress:
+            reading = replace(
+                self._evaluating(self.account),
+                batch_size=max(1, config.optim.batch_size // world_size()),
+                pin=self.runtime.device.type == "cuda",
+                progress=progress,
+            )
+            with one_pass(crops, seen, reading) as batches:
+                images = (self.upload.images(batch.images) for batch in batches)
+                measured = config.mgd.margin == "measured"
+                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, images, measured)
+        self.module.train()
+        on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
+        tell(changes, epoch)
+        return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
+
+    def evaluate(self) -> dict[str, Any]:
+        """k-NN of the student as it is, beside its initial state and the teacher."""
+        assert self.monitor is not None
+        share_norm_statistics(self.module.moco.encoder_q)  # every rank classifies a part, with what is saved
+        teacher = None if self.teacher is None else trunk(self.teacher.backbone)
+        student = trunk(self.module.moco.encoder_q)
+        return self.monitor.compare(student, self._initial_trunk, teacher, self.session.log, self.session.step)
+
+    def _initial_trunk(self) -> nn.Module:
+        """Of the student as the run began with it."""
+        moco = self.config.moco
+        encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
+        return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
+
+    def _evaluating(self, account: SkippedFiles) -> Reading:
+        return Reading(workers=self.workers, account=account, stop=self.session.stop)
+
+    # state
+
+    def state(self) -> dict[str, Any]:
+        """`state_dict` reads as an official MoCo checkpoint."""
+        return {
+            "arch": self.config.student,
+            "config": self.config.model_dump(mode="json"),
+            "epoch": self.session.step // self.steps_per_epoch,
+            "state_dict": {f"module.{name}": value for name, value in self.module.moco.state_dict().items()},
+            "guide": self.module.guide.state_dict(),
+            "knn": self.monitor.state() if self.monitor is not None else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.module.moco.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
+        self.module.guide.load_state_dict(state["guide"])
+        if self.monitor is not None and state["knn"] is not None:
+            self.monitor.load(state["knn"])
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Last k-NN, and the student as a plain torchvision state dict."""
+        knn: dict[str, float] = {}
+        if self.monitor is not None:
+            row = self.evaluate()
+            self.session.row("knn", row)
+            knn = {name: value for name, value in row.items() if name != "protocol"}
+        backbone = self.module.moco.encoder_q.state_dict()
+        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
+        return {"knn": knn}, plain
+
+    # parts
+
+    @property
+    def mgd(self) -> MGD | None:
+        """The matching of the guide, if it has one."""
+        terms = dict(self.module.guide.named_terms())
+        matched = terms.get("mgd")
+        return matched.mgd if isinstance(matched, MatchedMaps) else None
+
+    def _account(self, name: str, images: Images) -> SkippedFiles:
+        path = self.session.out / f"skipped_{name}.jsonl"
+        account = SkippedFiles(path, images, self.config.data.max_unreadable)
+        self.session.accounts.append(account)
+        return account
+
+    def _monitor(self) -> KNNMonitor | None:
+        config = self.config
+        if config.knn.train is None and config.knn.val is None:
+            return None
+        return KNNMonitor(
+            config.knn, self.runtime, image_size=config.data.image_size, seed=config.seed,
+            skipped=self._account, reading=self._evaluating, decoding=decoding_of(config.data),
         )  # fmt: skip
-        with once_trained(lambda: session.step):
-            train(task, update_of(config, task), session, pace)
-            return finish(task, session)
+
+    def _compile(self) -> None:
+        networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
+        for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
+            network.compile()  # in place: the names in the state dict stay
+        if self.mgd is not None:
+            self.mgd.compile()
 
 
-def load_teacher(config: PretrainConfig) -> Teacher | None:
-    """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
-    path = config.teacher
-    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+def update_of(config: PretrainConfig, task: Pretraining) -> Update:
+    """SGD with warm-up and cosine, on all of the task's module."""
+    optim = config.optim
+    schedule = WarmupCosine(optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule)
+    optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
+    return Update(task.module, optimizer, schedule, task.runtime)
 
 
-def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
-    """Say so when the teacher's folder is that of a run that has not come to its end."""
-    assert config.teacher is not None and teacher.report is not None
-    if config.teacher.is_dir() and (step := unfinished(teacher.report.path)):
-        logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
-
-
-def finish(task: Pretraining, session: Session) -> PretrainResult:
-    """Last k-NN, then the student as a plain torchvision state dict, and the result."""
-    left, weights = task.finish()
-    out, encoder = session.out, session.out / ENCODER
-    result = PretrainResult(str(out), str(encoder), task.config.optim.epochs, session.step, **left)
-
-    def write() -> None:
-        session.log.synced_bytes()  # a finished run has all its rows
-        with writing(encoder):
-            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(weights))
-
-    on_rank_zero(write)
-    logger.info("student's backbone: %s (torchvision's keys)", encoder)
-    return result
-
-
-def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
-    """What a run is, as saved in its `config.json`."""
-    report, taught_by = teacher.report if teacher is not None else None, None
-    if report is not None:
-        md5 = on_rank_zero(lambda: md5_of(report.path))
-        taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
-    return {
-        "config": config.model_dump(mode="json"),
-        "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
-        "teacher": taught_by,
-        "environment": environment(),
-    }
-
-
-def finished_run(out: Path) -> dict[str, Any] | None:
-    """The result of a run that is finished; None when it is not, or a damaged result can be made anew.
-
-    Raises:
-        UserError: when it cannot: training would start from nothing.
-    """
-    try:
-        result, told = read_result(out, RESULT, ENCODER), ""
-        if result is None and (out / ENCODER).exists():
-            told = f"{out / 'result.json'} is missing"
-    except UserError as error:
-        result, told = None, str(error)
-    if told and not Checkpoints(out / "checkpoints").paths():
-        raise UserError(f"{told}, and no checkpoint is left to make it anew from: restore it, or choose another --out")
-    return result
-
-
-def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise UserError when a folder's run had other settings, images or another teacher."""
-    changed = differences(completed(old["config"]), new["config"], FREE_KEYS)
-    if identity(old["teacher"]) != identity(new["teacher"]):
-        told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
-        changed.append(f"teacher: {told[0]} -> {told[1]}")
-    if old["data"] != new["data"]:
-        counts = [run["data"]["num_images"] for run in (old, new)]
-        changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
-    check_same(out, changed)
-
-
-def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
-    """One line that says what is about to happen."""
-    optim, guided = config.optim, f", guided by {config.teacher}" if config.teacher else ""
-    return (
-        f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
-        f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
-        f"{config.runtime.precision}"
-    )
-
-
-def check_settings(config: PretrainConfig) -> None:
-    """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-    out = config.out
-    if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
-        try:
-            saved = completed(saved_description(out)["config"])
-        except (LookupError, TypeError, AttributeError) as error:
-            raise damaged_description(out) from error
-        check_same(out, differences(saved, config.model_dump(mode="json"), FREE_KEYS))
-
-
-def identity(teacher: dict[str, Any] | None) -> list[Any] | None:
-    """What has to stay the same of a saved teacher; earlier versions saved no more of it."""
-    return [teacher[key] for key in ("arch", "sha256", "prefix")] if teacher else None
-
-
-def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """Saved settings, with the defaults of those which the version that saved them did not have.
-
-    Before there was a background transparency was dropped, which no setting does any more, so it gets none.
-    """
-    known = flattened(defaults(PretrainConfig))
-    known.pop("data.background")
-    return known | flattened(saved)
+def share_norm_statistics(network: nn.Module) -> None:
+    """Overwrite buffers (BatchNorm statistics) with those of rank 0, which are the ones that are saved."""
+    for buffer in network.buffers():
+        broadcast(buffer)

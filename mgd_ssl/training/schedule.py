@@ -1,22 +1,24 @@
-"""When the learning rate and the matching change."""
+"""Learning rates over the steps of a run."""
 
 import math
+from typing import Literal, NamedTuple
 
 
-def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, warmup_epochs: float, by: str) -> float:
-    """Learning rate of a step: linear warm-up from a thousandth of the peak, then a cosine to 0.
+class WarmupCosine(NamedTuple):
+    """Linear warm-up from a thousandth of the peak, then a cosine to 0.
 
     The cosine runs over all epochs, warm-up included, as in the published program.
-
-    Args:
-        step: from 0.
-        steps_per_epoch: steps in a pass over the data.
-        epochs: length of the run.
-        peak: learning rate the warm-up leads to.
-        warmup_epochs: length of the warm-up.
-        by: "step", or "epoch" for the published staircase.
     """
-    epoch = step / steps_per_epoch if by == "step" else step // steps_per_epoch
-    if epoch < warmup_epochs:
-        return peak * (0.001 + 0.999 * epoch / warmup_epochs)
-    return peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+    peak: float  # learning rate the warm-up leads to
+    epochs: int  # length of the run
+    steps_per_epoch: int
+    warmup_epochs: float = 0.0
+    by: Literal["step", "epoch"] = "step"  # epoch: the published staircase
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        epoch = step / self.steps_per_epoch if self.by == "step" else step // self.steps_per_epoch
+        if epoch < self.warmup_epochs:
+            return self.peak * (0.001 + 0.999 * epoch / self.warmup_epochs)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))

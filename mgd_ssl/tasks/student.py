@@ -1,0 +1,233 @@
+"""A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data.images import Images
+from mgd_ssl.data.loader import PREFETCH
+from mgd_ssl.data.samples import decoding_of
+from mgd_ssl.data.sources import open_images
+from mgd_ssl.errors import UserError, once_trained
+from mgd_ssl.files import writing
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.weights import md5_of
+from mgd_ssl.run.checkpoint import Checkpoints, serialised
+from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import (
+    check_same,
+    damaged_description,
+    find_weights,
+    nothing_trained,
+    run_folder,
+    saved_description,
+    unfinished,
+)
+from mgd_ssl.run.lock import JOBS, in_use
+from mgd_ssl.run.log import logger
+from mgd_ssl.run.log_file import ending_told
+from mgd_ssl.run.result import damage, read_result, write_result
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.session import Session
+from mgd_ssl.settings import defaults, differences, flattened, free_keys
+from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
+from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.training.loop import Pace, train
+from moco.dist import world_size
+
+UNSHUFFLED = (
+    "BatchNorm is not shuffled: in one process it sees queries and keys in batches of the same images, and a positive "
+    "can be told by that. MoCo shuffles the keys over several processes; --moco.bn-splits 8 does it over 8 parts in one"
+)
+
+FREE_KEYS = free_keys(PretrainConfig)
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a finished run leaves; also its `result.json`, where paths are relative, so that a run can be moved."""
+
+    out: str  # the run's folder
+    encoder: str  # file with the student's backbone, torchvision's state-dict keys
+    epochs: int
+    steps: int
+    knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+
+
+ENCODER = "encoder.pt"
+
+
+RESULT = tuple(field.name for field in fields(PretrainResult))
+
+
+def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainResult:
+    """Pretrain a student, or continue the run in `out`.
+
+    Args:
+        config: all settings; or pass them by name, groups as dictionaries:
+            `pretrain(out="run", student="resnet18", teacher="moco_v2.pth.tar", data={"train": "images"})`.
+
+    Returns:
+        The result; at once when the run is finished already.
+
+    Raises:
+        UserError: when a setting, a file or a folder is at fault; nothing was trained.
+        TrainingError: when training had to stop; its checkpoints stay.
+        Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
+        ValueError: for unknown settings or values out of range.
+    """
+    config = config or PretrainConfig(**settings)
+    out, train = config.out, config.data.train
+    with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
+        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
+        check_sizes(config, len(images))
+        teacher = load_teacher(config)
+        method = build_method(config, teacher)
+        if teacher is not None:
+            teacher.fold()  # after its margins were read from the BatchNorms
+        with run_folder(out, description(config, images, teacher), check_same_run, finished_run) as finished:
+            if finished is not None:
+                return PretrainResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
+            for module in (method, teacher):
+                if module is not None:
+                    module.to(runtime.device).to(memory_format=runtime.memory_format)
+            return run(config, images, teacher, method, runtime)
+
+
+def run(
+    config: PretrainConfig,
+    images: Images,
+    teacher: Teacher | None,
+    method: GuidedMoCo,
+    runtime: Runtime,
+) -> PretrainResult:
+    """Train from the newest whole checkpoint in the run's folder, or from the start, to the end."""
+    out = config.out
+    told = on_rank_zero(lambda: damage(out, RESULT, ENCODER))
+    optim, steps_per_epoch = config.optim, len(images) // config.optim.batch_size
+    with Session(out, optim.epochs * steps_per_epoch, runtime, config.checkpoint.keep) as session:
+        if told:
+            logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
+        logger.info("%s", summary(config, images, runtime))
+        if world_size() * config.moco.bn_splits == 1:
+            logger.info("%s", UNSHUFFLED)
+        if teacher is not None:
+            logger.info("teacher %s", teacher.report)
+            warn_of_unfinished(config, teacher)
+        task = Pretraining(config, method, teacher, images, session)
+        pace = Pace(
+            optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
+            under_way=PREFETCH * task.workers,
+        )  # fmt: skip
+        with once_trained(lambda: session.step):
+            train(task, update_of(config, task), session, pace)
+            return finish(task, session)
+
+
+def load_teacher(config: PretrainConfig) -> Teacher | None:
+    """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
+    path = config.teacher
+    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+
+
+def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
+    """Say so when the teacher's folder is that of a run that has not come to its end."""
+    assert config.teacher is not None and teacher.report is not None
+    if config.teacher.is_dir() and (step := unfinished(teacher.report.path)):
+        logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
+
+
+def finish(task: Pretraining, session: Session) -> PretrainResult:
+    """Last k-NN, then the student as a plain torchvision state dict, and the result."""
+    left, weights = task.finish()
+    out, encoder = session.out, session.out / ENCODER
+    result = PretrainResult(str(out), str(encoder), task.config.optim.epochs, session.step, **left)
+
+    def write() -> None:
+        session.log.synced_bytes()  # a finished run has all its rows
+        with writing(encoder):
+            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(weights))
+
+    on_rank_zero(write)
+    logger.info("student's backbone: %s (torchvision's keys)", encoder)
+    return result
+
+
+def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
+    """What a run is, as saved in its `config.json`."""
+    report, taught_by = teacher.report if teacher is not None else None, None
+    if report is not None:
+        md5 = on_rank_zero(lambda: md5_of(report.path))
+        taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
+        "teacher": taught_by,
+        "environment": environment(),
+    }
+
+
+def finished_run(out: Path) -> dict[str, Any] | None:
+    """The result of a run that is finished; None when it is not, or a damaged result can be made anew.
+
+    Raises:
+        UserError: when it cannot: training would start from nothing.
+    """
+    try:
+        result, told = read_result(out, RESULT, ENCODER), ""
+        if result is None and (out / ENCODER).exists():
+            told = f"{out / 'result.json'} is missing"
+    except UserError as error:
+        result, told = None, str(error)
+    if told and not Checkpoints(out / "checkpoints").paths():
+        raise UserError(f"{told}, and no checkpoint is left to make it anew from: restore it, or choose another --out")
+    return result
+
+
+def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError when a folder's run had other settings, images or another teacher."""
+    changed = differences(completed(old["config"]), new["config"], FREE_KEYS)
+    if identity(old["teacher"]) != identity(new["teacher"]):
+        told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
+        changed.append(f"teacher: {told[0]} -> {told[1]}")
+    if old["data"] != new["data"]:
+        counts = [run["data"]["num_images"] for run in (old, new)]
+        changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")
+    check_same(out, changed)
+
+
+def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
+    """One line that says what is about to happen."""
+    optim, guided = config.optim, f", guided by {config.teacher}" if config.teacher else ""
+    return (
+        f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
+        f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
+        f"{config.runtime.precision}"
+    )
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
+    out = config.out
+    if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
+        try:
+            saved = completed(saved_description(out)["config"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise damaged_description(out) from error
+        check_same(out, differences(saved, config.model_dump(mode="json"), FREE_KEYS))
+
+
+def identity(teacher: dict[str, Any] | None) -> list[Any] | None:
+    """What has to stay the same of a saved teacher; earlier versions saved no more of it."""
+    return [teacher[key] for key in ("arch", "sha256", "prefix")] if teacher else None
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings, with the defaults of those which the version that saved them did not have.
+
+    Before there was a background transparency was dropped, which no setting does any more, so it gets none.
+    """
+    known = flattened(defaults(PretrainConfig))
+    known.pop("data.background")
+    return known | flattened(saved)
