@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -107,59 +107,78 @@ def epochs_of(run: Run, rows: Sequence[dict[str, Any]]) -> list[float]:
 # curves
 
 
+class Curves(NamedTuple):
+    """One quantity of the train rows over epochs."""
+
+    title: str
+    unit: str
+    caption: str
+    value: Callable[[Run, dict[str, Any]], float | None]  # None where a run does not have it
+    log_scale: bool = False
+
+
+SHOWN = ("epoch", "step", "loss", "accuracy", "lr", "images_per_second", "data_wait")  # numbers that are no loss terms
+TERM_NAMES = {"contrastive": "Contrastive term", "mgd": "Distillation term"}
+
+
 def curves(runs: Sequence[Run]) -> list[Picture]:
     """All curves of training, those of all runs in one pair of axes."""
     found = [knn_picture(runs, protocol) for protocol in protocols(runs)]
-    end = last_epoch(runs)
-    guided = any(run.teacher is not None for run in runs)
-    plots: list[tuple[str, str, str, Callable[[Run, dict[str, Any]], float], bool, bool]] = [
-        ("Loss", "loss", "What is optimised: contrastive + mgd.weight × distillation",
-         lambda run, row: row["loss"], guided, True),
-        ("Contrastive term", "InfoNCE", "",
-         lambda run, row: row["contrastive"], False, True),
-        ("Distillation term", "mgd.weight × distillation", "As it enters the loss",
-         lambda run, row: run.config["mgd"]["weight"] * row["distillation"], True, guided),
-        ("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the whole queue",
-         lambda run, row: 100 * row["accuracy"], False, True),
-        ("Learning rate", "learning rate", "", lambda run, row: row["lr"], False, True),
-        ("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
-         lambda run, row: row["images_per_second"], False, True),
-        ("Waiting for data", "share of time (%)", "Share of the time that steps wait for their images",
-         lambda run, row: 100 * row["data_wait"], False, True),
+    terms = loss_terms(runs)
+    guided = len(terms) > 1
+    caption = f"What is optimised: the sum of {', '.join(terms)}" if guided else "What is optimised"
+    plots = [
+        Curves("Loss", "loss", caption, lambda run, row: row["loss"], guided),
+        *(term_curves(name) for name in terms),
+        Curves("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the queue",
+               lambda run, row: 100 * row["accuracy"]),
+        Curves("Learning rate", "learning rate", "", lambda run, row: row["lr"]),
+        Curves("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
+               lambda run, row: row["images_per_second"]),
+        Curves("Waiting for data", "share of time (%)", "Share of the time that steps wait for their images",
+               lambda run, row: 100 * row["data_wait"]),
     ]  # fmt: skip
-    for title, unit, caption, value, log_scale, wanted in plots:
-        only_guided = title == "Distillation term"
-        chosen = [(i, run) for i, run in enumerate(runs) if run.teacher is not None or not only_guided]
-        if wanted and any(run.rows("train") for _, run in chosen):
-            found.append(train_picture(chosen, title, unit, caption, value, log_scale, end))
-    return found
+    end = last_epoch(runs)
+    return found + [picture for plot in plots if (picture := train_picture(runs, plot, end)) is not None]
 
 
-def train_picture(
-    runs: Sequence[tuple[int, Run]],
-    title: str,
-    unit: str,
-    caption: str,
-    value: Callable[[Run, dict[str, Any]], float],
-    log_scale: bool,
-    end: float,
-) -> Picture:
-    """One quantity of the train rows over epochs up to `end`; `runs` come with their index in the report."""
+def loss_terms(runs: Sequence[Run]) -> list[str]:
+    """Names of the losses that any run sums up, in the order of its rows."""
+    rows = [row for run in runs for row in run.rows("train")]
+    names = {name: None for row in rows for name, value in row.items() if isinstance(value, float | int)}
+    return [name for name in names if name not in SHOWN]
+
+
+def term_curves(name: str) -> Curves:
+    """Of one loss."""
+    title = TERM_NAMES.get(name, f"Term {name}")
+    contrastive = name == "contrastive"
+    unit, caption = ("InfoNCE", "") if contrastive else (name, "As it enters the loss")
+    return Curves(title, unit, caption, lambda run, row: row.get(name), not contrastive)
+
+
+def train_picture(runs: Sequence[Run], plot: Curves, end: float) -> Picture | None:
+    """Curves over epochs up to `end`, None where no run has any."""
+    drawable = []
+    for i, run in enumerate(runs):  # the index is that of the run's colour in the whole report
+        pairs = [(row, plot.value(run, row)) for row in run.rows("train")]
+        points = [(row, value) for row, value in pairs if value is not None]
+        if points:
+            x, y = thinned(epochs_of(run, [row for row, _ in points]), [value for _, value in points])
+            drawable.append((i, run, x, y))
+    if not drawable:
+        return None
     with drawn() as figure:
         axes = figure.subplots()
-        has_logarithm = False
-        for i, run in runs:
-            rows = run.rows("train")
-            x, y = thinned(epochs_of(run, rows), [value(run, row) for row in rows])
-            has_logarithm |= any(v > 0 for v in y)
+        for i, run, x, y in drawable:
             axes.plot(x, y, label=label(run.name), **look(i), **dots(x))
-        axes.set(xlabel="epochs", ylabel=unit, title=title, xlim=epoch_limits(end))
-        if log_scale and has_logarithm:
+        axes.set(xlabel="epochs", ylabel=plot.unit, title=plot.title, xlim=epoch_limits(end))
+        if plot.log_scale and any(v > 0 for _, _, _, y in drawable for v in y):
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
         legend(figure, axes)
-        return picture(figure, f"{title} ({unit}) over epochs, a line a run", caption)
+        return picture(figure, f"{plot.title} ({plot.unit}) over epochs, a line a run", plot.caption)
 
 
 def dots(x: Sequence[float]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 REMEDY = "pass what was --out of `mgd-ssl pretrain`, or the folder that runs lie in"
 WORDS = ("kind", "protocol")  # what is text in a row of metrics.jsonl
 REQUIRED = {
-    "train": ("epoch", "loss", "contrastive", "distillation", "accuracy", "lr", "images_per_second", "data_wait"),
+    "train": ("epoch", "loss", "accuracy", "lr", "images_per_second", "data_wait"),
     "knn": ("top1", "top5", "protocol"),
     "matching": ("epoch",),
 }  # what the report reads of a row of metrics.jsonl; other kinds are not its business
@@ -41,7 +41,14 @@ class Run:
 
     def rows(self, kind: str) -> Rows:
         """Rows of metrics.jsonl of one kind."""
-        return [row for row in self.metrics if row["kind"] == kind]
+        return [self._as_now(row) for row in self.metrics if row["kind"] == kind]
+
+    def _as_now(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row as this version writes it: once the distillation loss stood there before its weight."""
+        if "distillation" not in row:
+            return row
+        plain = {name: value for name, value in row.items() if name != "distillation"}
+        return plain if self.teacher is None else plain | {"mgd": self.config["mgd"]["weight"] * row["distillation"]}
 
     @property
     def student(self) -> str:

@@ -1,10 +1,12 @@
 """Learning rates over the steps of a run."""
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 
-class WarmupCosine(NamedTuple):
+@dataclass(frozen=True)
+class WarmupCosine:
     """Linear warm-up from a thousandth of the peak, then a cosine to 0.
 
     The cosine runs over all epochs, warm-up included, as in the published program.
