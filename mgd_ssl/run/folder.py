@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import ELSEWHERE, sweep, write_whole, writing
+from mgd_ssl.files import ELSEWHERE, read_json, sweep, write_whole, writing
 from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
 from mgd_ssl.run.lock import JOBS, UNTRAINED
 from mgd_ssl.run.log_file import is_free
-from mgd_ssl.run.result import read_json, read_plain
+from mgd_ssl.run.result import read_plain
 from mgd_ssl.run.runtime import on_rank_zero
 
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
