@@ -19,8 +19,9 @@ from mgd_ssl import Interrupted, TrainingError, UserError
 from mgd_ssl.cli import main
 from mgd_ssl.data import pack as pack_module
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.pack import Packing, pack
-from mgd_ssl.data.shard_index import scan_shard
+from mgd_ssl.data.pack import pack
+from mgd_ssl.data.packing import Packing
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.run.log import logger
 from tests.conftest import write_images

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mgd_ssl.command_line import parse
 from mgd_ssl.commands import COMMANDS
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.settings import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

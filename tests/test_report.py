@@ -26,6 +26,7 @@ from matplotlib.patches import Rectangle
 
 import mgd_ssl.commands.report
 from mgd_ssl import cli
+from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
@@ -35,14 +36,14 @@ from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
+from mgd_ssl.report.side_by_side import differing
 from mgd_ssl.report.sizes import savings, size_of
-from mgd_ssl.report.tables import Row, differing, full_frame, rows
+from mgd_ssl.report.tables import Row, full_frame, rows
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.checkpoint import read_checkpoint
 from mgd_ssl.run.read import read_runs
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.settings import find_config, load_toml
-from mgd_ssl.tasks.pretraining import pretrain
+from mgd_ssl.tasks.student import pretrain
 from tests.linear_eval.conftest import BASE, write_protocol
 
 Make = Callable[..., Path]
@@ -287,7 +288,7 @@ def published_run(
         group, _, name = key.rpartition("__")
         (settings[group] if group else settings)[name] = value
     guided = settings["teacher_arch"] is not None
-    row = {"kind": "train", "step": 9, "epoch": 0.1, "loss": 5.0, "contrastive": 5.0, "distillation": 0.0,
+    row = {"kind": "train", "step": 9, "epoch": 0.1, "loss": 5.0, "contrastive": 5.0, "mgd": 0.0,
            "accuracy": 0.1, "lr": 0.03, "images_per_second": 99.0, "data_wait": 0.1}  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -476,7 +477,7 @@ def figures_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], object]) -> l
 def test_no_legend_is_cut(copied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["short", "W" * 60, "seed=0,mgd.weight=0.0001,data.crop_scale=0.2-1.0,optim.lr=0.03", *"abcd"]
     runs = read_runs([copied("mgd", name, seed=i) for i, name in enumerate(names)])
-    drawn = figures_of(monkeypatch, lambda: (figures.curves(runs), figures.matching_pictures(runs[0])))
+    drawn = figures_of(monkeypatch, lambda: (figures.curves(runs), matching_pictures(runs[0])))
     assert len(drawn) > 8
     for figure in drawn:
         [legend] = figure.legends
@@ -508,7 +509,7 @@ def test_a_single_point_stands_on_the_axis_of_the_others(copied: Make, monkeypat
     single = dataclasses.replace(run, metrics=[row for row in run.metrics if row["kind"] == "train"]
                                  + run.rows("knn")[:1] + run.rows("matching")[:1])  # fmt: skip
     knn, matching = figures_of(
-        monkeypatch, lambda: (figures.knn_picture([single], protocol), figures.matching_pictures(single))
+        monkeypatch, lambda: (figures.knn_picture([single], protocol), matching_pictures(single))
     )
     low, high = knn.axes[0].get_xlim()
     assert low <= 0 and high == pytest.approx(2, abs=0.1)  # epochs
