@@ -17,10 +17,9 @@ from PIL import Image
 
 from mgd_ssl import Interrupted, TrainingError, UserError
 from mgd_ssl.cli import main
-from mgd_ssl.data import pack as pack_module
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.pack import pack
-from mgd_ssl.data.packing import Packing
+from mgd_ssl.data.packing import Packing, reduced
 from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.run.log import logger
@@ -403,7 +402,7 @@ def test_a_folder_with_another_pack_is_refused(photos: Path, tmp_path: Path) -> 
 
 def test_reduced_images_are_what_pillow_makes_of_them() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
-    content = pack_module.reduced(Image.fromarray(pixels), 30, 95)
+    content = reduced(Image.fromarray(pixels), 30, 95)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((68, 30), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=95)
     assert content == buffer.getvalue()

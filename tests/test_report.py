@@ -34,6 +34,7 @@ from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, published
 from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
+from mgd_ssl.report.matching_figures import matching_pictures
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
 from mgd_ssl.report.side_by_side import differing
