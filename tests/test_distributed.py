@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,22 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, GuidedMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.loader import Reading, one_pass
-from mgd_ssl.data.samples import CentreCrops
-from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import RankZeroError
-from mgd_ssl.networks.backbones import build_backbone, build_encoder
-from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.backbones import build_encoder
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.run.stop import StopRequest
-from mgd_ssl.tasks.pretraining import share_norm_statistics
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco.dist import gather_batch, rank, world_size
@@ -43,6 +35,7 @@ from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from moco.split_norm import split_batch_norms
 from tests.runs import (
     DEADLINE,
+    Stepper,
     assert_same_end,
     checkpoint,
     differing,
@@ -186,23 +179,20 @@ def train_with_norms() -> dict[str, Any]:
     return {"state": method.state_dict(), "losses": torch.stack(losses)}
 
 
-def match(images: Path, teacher_file: Path) -> dict[str, Any]:
+def match(images: Path, teacher_file: Path, folder: Path) -> dict[str, Any]:
     """A matching update with measured margins."""
-    with this_process(RuntimeConfig(device="cpu", threads=1)) as runtime:
-        torch.manual_seed(0)
-        teacher = Teacher.load(teacher_file)
-        student = build_backbone("thin_resnet10")
+    with this_process(RuntimeConfig(device="cpu", threads=1)):
+        out = folder / f"match_{world_size()}_{rank()}"
+        measured = {"matching_images": 15, "margin": "measured"}
+        stepper = Stepper(tiny(images, out, teacher=teacher_file, mgd=measured, optim={"batch_size": 8}))
         # statistics differ between ranks, as they do in training: those of rank 0 count
-        student.bn1.running_mean += rank()
-        mgd = MGD([16, 32, 64, 128], teacher.channels)
-        share_norm_statistics(student)
-        method = GuidedMoCo(MoCo(student, 1, 8), Guide(student, [f"layer{i}.0.relu" for i in range(1, 5)])).eval()
-        crops, chosen, upload = CentreCrops(ImageList.scan(images), 32, 0), np.arange(0, 48, 3)[:15], Upload(runtime)
-        with one_pass(crops, chosen, Reading(batch_size=4)) as batches:
-            seen = (upload.images(batch.images) for batch in batches)
-            changes, _ = rematch(mgd, method.student_maps, teacher, seen, measure_margins=True)
+        stepper.module.get_submodule("moco.encoder_q.bn1").get_buffer("running_mean").add_(rank())
+        with stepper.session:
+            row = stepper.task.rematch()
+        mgd = stepper.task.mgd
+        assert mgd is not None
         return {
-            "costs": [change.cost_after for change in changes],
+            "costs": [row[f"stage{i}_cost_after"] for i in range(1, 5)],
             "assignments": mgd.assignments,
             "margins": mgd.margins,
         }
@@ -252,8 +242,8 @@ def shuffled_images() -> bool:
     return right
 
 
-def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
-    found = {"match": match(images, teacher_file)}  # with a group of its own
+def all_checks(images: Path, teacher_file: Path, folder: Path) -> dict[str, Any]:
+    found = {"match": match(images, teacher_file, folder)}  # with a group of its own
     if int(os.environ["WORLD_SIZE"]) > 1:
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         dist.init_process_group("gloo")
@@ -269,7 +259,7 @@ def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> dict[int, list[Any]]:
     """What one process and what two found."""
     base = tmp_path_factory.mktemp("ranks")
-    args = all_checks, image_folder / "train", teacher_file
+    args = all_checks, image_folder, teacher_file, base
     return {count: on_ranks(count, base / str(count), *args) for count in (1, 2)}
 
 
