@@ -272,13 +272,14 @@ def test_a_background_is_one_word_however_it_is_written() -> None:
         (1, 2),
         (1, 2, 256),
         (1.0, 2, 3),
-        (True, 0, 0),
         "white\n",
         [[]],
     )
     for wrong in cases:
         with pytest.raises(ValueError, match=r"^data\.background is .*: pass white, black, #rrggbb or three levels"):
             PretrainConfig(out="run", data={"train": photos, "background": wrong})
+    with pytest.raises(ValueError, match=r"^data\.background is .*: true and false are for switches"):
+        PretrainConfig(out="run", data={"train": photos, "background": (True, 0, 0)})
     for wrong_number in (0, -1, 10**9):
         with pytest.raises(ValueError, match=r"^data\.max_pixels is "):
             PretrainConfig(out="run", data={"train": photos, "max_pixels": wrong_number})

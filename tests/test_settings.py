@@ -424,9 +424,12 @@ def mgd_stage_weights(run: Runs) -> None:
         maps, targets, found = run(name).distilled[0]  # the norms are as they start
         expected = 0.0
         for weight, student_map, target in zip(weights, maps, targets, strict=True):
-            values = student_map.double()
-            mean = values.mean(dim=(0, 2, 3), keepdim=True)
-            values = (values - mean) / (values.var(dim=(0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+            parts = student_map.double().chunk(2 if name == "odd" else 1)  # moco.bn_splits
+            means = [part.mean(dim=(0, 2, 3), keepdim=True) for part in parts]
+            variances = [part.var(dim=(0, 2, 3), unbiased=False, keepdim=True) for part in parts]
+            values = torch.cat(
+                [(p - mean) / (var + 1e-5).sqrt() for p, mean, var in zip(parts, means, variances, strict=True)]
+            )
             clipped = torch.maximum(target.map.double(), target.margin.double()[:, None, None])
             counts = (values > clipped) | (target.map > 0)
             expected += weight * float(((values - clipped) ** 2)[counts].sum())
