@@ -381,7 +381,7 @@ def test_too_many_unreadable_images_stop_a_pack(
 def test_what_cannot_be_packed_is_told(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not there: pass a folder of images"):
         pack(**settings(tmp_path / "nowhere", tmp_path / "out"))
-    with pytest.raises(UserError, match="takes two folders"):
+    with pytest.raises(ValueError, match="out is not set: pass two folders"):
         pack(images=photos)
     with pytest.raises(UserError, match="is not empty and holds no run"):
         pack(**settings(photos, photos))

@@ -128,9 +128,11 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
     old = PretrainConfig(out=run, data={"train": "photos"}, seed=3).model_dump_json()
     (run / "config.json").write_text(f'{{"config": {old}}}')
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_00000003.pt").touch()  # else it never began, and may take other settings
     with pytest.raises(UserError, match=r"holds a run with other settings \(seed: 3 -> 0\): restore them, or choose"):
         main(["slurm", "--out", str(run), "--", *PRETRAIN])
-    assert [path.name for path in run.iterdir()] == ["config.json"]
+    assert {path.name for path in run.iterdir()} == {"config.json", "checkpoints"}
 
 
 def test_an_evaluation_finds_its_images(tmp_path: Path) -> None:
