@@ -47,14 +47,12 @@ from mgd_ssl.run.read import read_runs
 from mgd_ssl.settings import Settings
 
 PROTOCOL = load_protocol("moco").model_dump()
-MODELS: dict[type[Settings], dict[str, Any]] = {
-    **{
-        model: {}
-        for model in (
-            PretrainConfig, KNNEvaluationConfig, LinearConfig, PackConfig, BenchConfig, LinearBenchConfig, DemoConfig,
-            ReportConfig, LocalConfig, SlurmConfig,
-        )
-    },
+MODELS: dict[type[Settings], dict[str, Any]] = {  # with what is required
+    PretrainConfig: {"out": "run", "data": {"train": "photos"}},
+    KNNEvaluationConfig: {"checkpoint": "run", "data": "photos"},
+    LinearConfig: {"checkpoint": "run", "data": "photos"},
+    PackConfig: {"images": "photos", "out": "shards"},
+    **{model: {} for model in (BenchConfig, LinearBenchConfig, DemoConfig, ReportConfig, LocalConfig, SlurmConfig)},
     Protocol: PROTOCOL,
 }  # fmt: skip
 CONTROL = "\x00\x01\x07\x08\t\n\x0b\r\x1b\x7f\x85\x9b\u2028\u202e"
@@ -245,7 +243,7 @@ def test_a_toml_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_toml(PretrainConfig, tmp_path)
     bom = tmp_path / "bom.toml"
-    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\n")  # as Windows writes it
+    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\nout = 'run'\r\n[data]\r\ntrain = 'photos'\r\n")  # as Windows writes it
     assert load_toml(PretrainConfig, bom).seed == 4
 
 
