@@ -1,15 +1,14 @@
 """The teacher: a frozen encoder, loaded and checked before anything depends on it."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import ResNet
 
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.backbones import stage_taps
+from mgd_ssl.networks.folding import fold_batch_norms
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 
@@ -58,12 +57,6 @@ class Teacher(nn.Module):
         return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]
 
     def fold(self) -> None:
-        """Fold every BatchNorm into the convolution before it: the same maps, up to rounding, in fewer passes."""
+        """Fold BatchNorms into the convolutions before them: the same maps, up to rounding, in fewer passes."""
         self._margins = self.margins()
-        for module in list(self.backbone.modules()):
-            names = [name for name, _ in module.named_children()]
-            for name, follower in pairwise(names):
-                convolution, norm = module.get_submodule(name), module.get_submodule(follower)
-                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-                    setattr(module, follower, nn.Identity())
+        fold_batch_norms(self.backbone, self)

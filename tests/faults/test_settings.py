@@ -47,14 +47,14 @@ from mgd_ssl.run.read import read_runs
 from mgd_ssl.settings import Settings
 
 PROTOCOL = load_protocol("moco").model_dump()
-MODELS: dict[type[Settings], dict[str, Any]] = {
+MODELS: dict[type[Settings], dict[str, Any]] = {  # with what is required
     PretrainConfig: {"out": "run", "data": {"train": "photos"}},
     KNNEvaluationConfig: {"checkpoint": "run", "data": "photos"},
     LinearConfig: {"checkpoint": "run", "data": "photos"},
     PackConfig: {"images": "photos", "out": "shards"},
     **{model: {} for model in (BenchConfig, LinearBenchConfig, DemoConfig, ReportConfig, LocalConfig, SlurmConfig)},
     Protocol: PROTOCOL,
-}  # and what is required
+}  # fmt: skip
 CONTROL = "\x00\x01\x07\x08\t\n\x0b\r\x1b\x7f\x85\x9b\u2028\u202e"
 NASTY: list[Any] = [
     math.nan, math.inf, -math.inf, -1, 0, 1, 0.5, 1e308, 5e-324, 2**31, 2**63, -(2**63) - 1, 10**400, True, False, None,
@@ -243,7 +243,7 @@ def test_a_toml_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_toml(PretrainConfig, tmp_path)
     bom = tmp_path / "bom.toml"
-    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\nout = 'run'\r\ndata.train = 'photos'\r\n")  # as Windows writes it
+    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\nout = 'run'\r\n[data]\r\ntrain = 'photos'\r\n")  # as Windows writes it
     assert load_toml(PretrainConfig, bom).seed == 4
 
 
