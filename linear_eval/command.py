@@ -84,7 +84,10 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = parse(LinearConfig, argv, "mgd-ssl linear")
+    from mgd_ssl.networks.untrained import untrained  # torch is loaded once the settings are known to be right
+
     load_protocol(config.protocol)
+    untrained(config.checkpoint)  # `random:` names an encoder
     return folder_of(config)
 
 

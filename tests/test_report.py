@@ -557,6 +557,20 @@ def test_matching_costs_are_those_of_the_newest_update(trained: Path) -> None:
         assert np.mean(pairs, dtype=np.float64) == pytest.approx(row[f"stage{i}_cost_after"], abs=1e-3)
 
 
+def test_losses_of_earlier_versions_are_those_of_this_one(copied: Make) -> None:
+    """Once the distillation loss was logged before its weight, and as 0 where there was none."""
+    for kind, weight in (("mgd", 1e-4), ("moco", 0.0)):
+        folder = copied(kind, kind)
+        [run] = read_runs([folder])
+        now = [row for row in run.metrics if row["kind"] == "train"]
+        assert [("mgd" in row) for row in now] == [kind == "mgd"] * len(now)
+        then = [{k: v for k, v in row.items() if k != "mgd"} | {"distillation": row.get("mgd", 0.0) / (weight or 1)}
+                for row in now]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in then))
+        [run] = read_runs([folder])
+        assert run.rows("train") == [pytest.approx(row) for row in now]
+
+
 def test_what_is_missing_is_said(copied: Make, tmp_path: Path) -> None:
     run = copied("mgd", "run", data__train=str(tmp_path / "gone"), knn__val=None)
     (run / "matching_costs.npz").unlink()
