@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 import torchvision
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, matching_figures, page, published
-from mgd_ssl.report.channels import binned
+from mgd_ssl.report.channels import binned, read_assignments
 from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
@@ -569,6 +570,16 @@ def test_losses_of_earlier_versions_are_those_of_this_one(copied: Make) -> None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in then))
         [run] = read_runs([folder])
         assert run.rows("train") == [pytest.approx(row) for row in now]
+
+
+def test_assignments_are_those_of_the_newest_checkpoint(trained: Path) -> None:
+    [run], notes = read_runs([trained / "mgd"]), list[str]()
+    newest = max((trained / "mgd" / "checkpoints").glob("*.pt"))
+    saved = torch.load(newest, weights_only=True)["guide"]
+    found = read_assignments(run, notes)
+    assert notes == [f"Assignments as of {newest.name}."] and sorted(found) == [1, 2, 3, 4]
+    for stage, assignment in found.items():
+        assert assignment.tolist() == saved[f"terms.mgd.mgd.assignment{stage}"].tolist()
 
 
 def test_what_is_missing_is_said(copied: Make, tmp_path: Path) -> None:
