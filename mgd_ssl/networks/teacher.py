@@ -1,15 +1,16 @@
 """The teacher: a frozen encoder, loaded and checked before anything depends on it."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import ResNet
 
+from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
-from mgd_ssl.networks.backbones import stage_taps
+from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 
@@ -20,24 +21,27 @@ class Teacher(nn.Module):
     It is an input of a run: not wrapped in DDP, not in the checkpoint (its path and hash are).
 
     Args:
-        backbone: trained network; its `fc` is not used.
+        backbone: trained network, with or without its classifier.
         report: how it was loaded.
+        stages: where it is read; None: before the last ReLU of every stage.
     """
 
-    def __init__(self, backbone: ResNet, report: LoadReport | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, report: LoadReport | None = None, stages: Sequence[StageTap] | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.report = report
-        self.stages = stage_taps(backbone)
+        self.stages = list(stage_taps(backbone) if stages is None else stages)
         self.channels = [stage.channels for stage in self.stages]  # C_t a stage
         self.taps = FeatureTaps(backbone, [stage.relu for stage in self.stages])
         self._margins: list[Tensor] | None = None  # read before `fold`
         self.eval()
 
     @classmethod
-    def load(cls, path: Path, arch: str | None = None) -> "Teacher":
+    def load(cls, path: Path, arch: str | None = None, with_classifier: bool = False) -> "Teacher":
         """Load strictly (see `load_backbone`)."""
-        return cls(*load_backbone(path, arch))
+        return cls(*load_backbone(path, arch, with_classifier))
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode whatever is asked."""
@@ -46,20 +50,35 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """Pre-ReLU maps [N, C_t, H, W] of every stage for images [N, 3, H, W]."""
+        return self.watched(images)[0]
+
+    @torch.no_grad()
+    def watched(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The maps of `forward`, and what the backbone returns: logits, or features where it has no classifier."""
         with self.taps.record() as maps:
-            self.backbone(images)
-        return maps
+            output = self.backbone(images)
+        return maps, output
 
     def margins(self) -> list[Tensor]:
-        """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap."""
+        """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap.
+
+        Raises:
+            UserError: where there is none.
+        """
         if self._margins is not None:
             return self._margins
+        if unnormed := [stage.relu for stage in self.stages if not stage.norm]:
+            raise UserError(
+                f"no BatchNorm's output alone enters the teacher's {unnormed[0]}, so its margins are not known: set "
+                "mgd.margin to 'measured'"
+            )
         norms = [self.backbone.get_submodule(stage.norm) for stage in self.stages]
-        return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]
+        return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]  # type: ignore[operator]
 
     def fold(self) -> None:
         """Fold every BatchNorm into the convolution before it: the same maps, up to rounding, in fewer passes."""
-        self._margins = self.margins()
+        if all(stage.norm for stage in self.stages):
+            self._margins = self.margins()
         for module in list(self.backbone.modules()):
             names = [name for name, _ in module.named_children()]
             for name, follower in pairwise(names):
