@@ -32,9 +32,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.report = report
-        self.stages = list(stage_taps(backbone) if stages is None else stages)
-        self.channels = [stage.channels for stage in self.stages]  # C_t a stage
-        self.taps = FeatureTaps(backbone, [stage.relu for stage in self.stages])
+        self.read(stage_taps(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
         self.eval()
 
@@ -42,6 +40,12 @@ class Teacher(nn.Module):
     def load(cls, path: Path, arch: str | None = None, with_classifier: bool = False) -> "Teacher":
         """Load strictly (see `load_backbone`)."""
         return cls(*load_backbone(path, arch, with_classifier))
+
+    def read(self, stages: Sequence[StageTap]) -> None:
+        """Yield the maps of these stages from now on."""
+        self.stages = list(stages)
+        self.channels = [stage.channels for stage in self.stages]  # C_t a stage
+        self.taps = FeatureTaps(self.backbone, [stage.relu for stage in self.stages])
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode whatever is asked."""
