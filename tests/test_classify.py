@@ -173,7 +173,8 @@ def test_two_processes(photographs: Path, teacher: Path, tmp_path: Path) -> None
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "mgd_ssl.cli", *map(str, args)],
-            env=env | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+            env=env | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip

@@ -13,7 +13,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["printable"],
     ["errors"],
     ["files", "settings", "mgd"],
-    ["config", "console"],
+    ["config", "command_line", "console"],
     ["run"],
     ["networks", "training"],
     ["data", "export"],
