@@ -1,11 +1,11 @@
 """`python -m benchmarks.linear`: what the search costs, and loses, beside one head, all heads and live features."""
 
-import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.linear_sets import sets
+from benchmarks.linear_sets import Gaussian, Split, sets
 from linear_eval.feature_batches import CachedSource, LiveSource, Transform, standardising
 from linear_eval.probe import Probe
 from linear_eval.protocols import Protocol, Round, load_protocol
+from mgd_ssl.bench.tables import show, value_table
+from mgd_ssl.bench.timing import Times, clock_of, compared, interleaved, timed
 from mgd_ssl.command_line import parse
 from mgd_ssl.config import MAX_SIZE, RuntimeConfig
 from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.order import TrainingOrder
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.data.sources import Labelled
+from mgd_ssl.evaluation.features import extract_features
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.weights import LoadReport
@@ -70,22 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result["live_hours"] = config.epochs * config.images / per_image[0] / 3600
     result["cached_hours"] = (1.2 * config.images / per_image[1] + result["search_seconds"]) / 3600
     result["cached_is_faster_by"] = result["live_hours"] / result["cached_hours"]
-    table = Table("", "measured")
-    for name, value in result.items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}")
-    Console().print(table)
-    print(json.dumps(result))
+    show(value_table(f"{config.images} x {config.dim}, {config.classes} classes", result), result)
     return 0
-
-
-def synthetic(config: BenchConfig, count: int, seed: int) -> Features:
-    """Gaussian classes with a falling spectrum: [count, dim] and their classes."""
-    means = np.random.default_rng(0).standard_normal((config.classes, config.dim)).astype(np.float32)
-    spectrum = (np.arange(1, config.dim + 1) ** -0.5).astype(np.float32)
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(config.classes, size=count)
-    noise = generator.standard_normal((count, config.dim), dtype=np.float32) * config.noise
-    return Features(np.maximum(0, means[labels] * spectrum + noise + 0.2), labels)
 
 
 def variants(epochs: int) -> dict[str, Protocol]:
@@ -110,104 +99,115 @@ class Trained(NamedTuple):
     lr: float
 
 
-def trained(protocol: Protocol, train: Features, val: Features, runtime: Runtime, seed: int = 0) -> Trained:
+def trained(protocol: Protocol, split: Split, runtime: Runtime, seed: int) -> Trained:
     """Time of an evaluation, its accuracy in percent, and the learning rate it ended with."""
-    started, cpu_started = time.perf_counter(), time.process_time()
-    source, val_source = (
-        CachedSource(features, standardising(train.values, False, runtime.device), runtime.device)
-        for features in (train, val)
-    )
-    classes, dim = int(train.labels.max()) + 1, train.values.shape[1]
-    probe = Probe(protocol, seed, classes, dim, train.labels, source, source, val_source, runtime.device)
-    with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
-        probe.train(log, lambda: False, lambda: None)
-        top1 = probe.result().top1[0]
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    return Trained(seconds, cpu_seconds, top1, probe.settings[0].lr)
+
+    def evaluate() -> tuple[float, float]:
+        source, val_source = (
+            CachedSource(features, standardising(split.train.values, False, runtime.device), runtime.device)
+            for features in split
+        )
+        labels, dim = split.train.labels, split.train.values.shape[1]
+        classes = int(labels.max()) + 1
+        probe = Probe(protocol, seed, classes, dim, labels, source, source, val_source, runtime.device)
+        with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
+            probe.train(log, lambda: False, lambda: None)
+            return probe.result().top1[0], probe.settings[0].lr
+
+    cpu_seconds, (seconds, found) = timed(lambda: timed(evaluate), time.process_time)
+    return Trained(seconds, cpu_seconds, *found)
+
+
+class Runs:
+    """The same evaluations in every round, whose number is the seed."""
+
+    def __init__(self, protocols: Mapping[str, Protocol], split: Split, runtime: Runtime, rounds: int) -> None:
+        seeds = {name: iter(range(rounds)) for name in protocols}
+
+        def next_of(name: str) -> Trained:
+            return trained(protocols[name], split, runtime, next(seeds[name]))
+
+        self.all = interleaved({name: partial(next_of, name) for name in protocols}, rounds, warmup=0)
+        self.wall = Times({name: [run.seconds for run in runs] for name, runs in self.all.items()})
+        self.cpu = Times({name: [run.cpu_seconds for run in runs] for name, runs in self.all.items()})
 
 
 def choices(config: BenchConfig, runtime: Runtime) -> int:
     """Print what the search's choice loses on each data set, and its cost as a multiple of one head's."""
-    protocols = variants(config.epochs)
     columns = ["data set", "all: lr", "all: top-1", "search: lr", "search: top-1", "lost", "cost", "cost of all"]
     table = Table(*columns)
     result = {}
     for name, make in sets(runtime).items():
-        train, val = make()
-        runs = [
-            {kind: trained(protocol, train, val, runtime, seed) for kind, protocol in protocols.items()}
-            for seed in range(config.rounds)
-        ]
-        lost = [run["all"].top1 - run["search"].top1 for run in runs]
-        cost = {
-            kind: statistics.median(run[kind].cpu_seconds / run["one"].cpu_seconds for run in runs)
-            for kind in ("search", "all")
-        }
-        result[name] = {"lost": lost, "cost": cost["search"], "cost_of_all": cost["all"]}
+        runs = Runs(variants(config.epochs), make(), runtime, config.rounds)
+        lost = [full.top1 - search.top1 for full, search in zip(runs.all["all"], runs.all["search"], strict=True)]
+        cost, cost_of_all = (runs.cpu.ratio(kind, "one") for kind in ("search", "all"))
+        result[name] = {"lost": lost, "cost": cost, "cost_of_all": cost_of_all}
         found = [
             " ".join(f"{value:.4g}" for value in values)
             for kind in ("all", "search")
-            for values in ([run[kind].lr for run in runs], [run[kind].top1 for run in runs])
+            for values in ([run.lr for run in runs.all[kind]], [run.top1 for run in runs.all[kind]])
         ]
         told = " ".join(f"{value:+.2f}" for value in lost)
-        table.add_row(name, *found, told, f"{cost['search']:.1f}", f"{cost['all']:.1f}")
-    Console(width=160).print(table)
-    print(json.dumps(result))
+        table.add_row(name, *found, told, f"{cost:.1f}", f"{cost_of_all:.1f}")
+    show(table, result, width=160)
     return 0
 
 
 def search_cost(config: BenchConfig, runtime: Runtime) -> dict[str, float]:
     """The search beside one head, interleaved."""
-    train, val = synthetic(config, config.images, 1), synthetic(config, config.images // 5, 2)
+    split = Gaussian(config.images, config.dim, config.classes, config.noise).split(config.images // 5)
     protocols = variants(config.epochs)
-    runs: list[dict[str, Trained]] = [
-        {name: trained(protocols[name], train, val, runtime) for name in ("one", "search")}
-        for _ in range(config.rounds)
-    ]
-    ratios = [run["search"].seconds / run["one"].seconds for run in runs]
-    cpu_ratios = [run["search"].cpu_seconds / run["one"].cpu_seconds for run in runs]
+    runs = Runs({name: protocols[name] for name in ("one", "search")}, split, runtime, config.rounds)
+    last = {name: several[-1] for name, several in runs.all.items()}
     if config.all_the_way:
-        runs[-1]["all"] = trained(protocols["all"], train, val, runtime)
-    found = {f"{name}_{what}": value for name, one in runs[-1].items() for what, value in one._asdict().items()}
-    return found | {
-        "one_seconds": statistics.median(run["one"].seconds for run in runs),
-        "search_seconds": statistics.median(run["search"].seconds for run in runs),
-        "search_over_one_head": statistics.median(ratios),
-        "lowest_ratio": min(ratios),
-        "highest_ratio": max(ratios),
-        "search_over_one_head_cpu": statistics.median(cpu_ratios),
-        "lowest_cpu_ratio": min(cpu_ratios),
-        "highest_cpu_ratio": max(cpu_ratios),
-    }
+        last["all"] = trained(protocols["all"], split, runtime, config.rounds - 1)
+    found = {f"{name}_{what}": value for name, one in last.items() for what, value in one._asdict().items()}
+    for name in runs.all:
+        found[f"{name}_seconds"] = runs.wall.median(name)
+    for suffix, times in (("", runs.wall), ("_cpu", runs.cpu)):
+        ratios = times.ratios("search", "one")
+        found[f"search_over_one_head{suffix}"] = statistics.median(ratios)
+        found[f"lowest{suffix}_ratio"], found[f"highest{suffix}_ratio"] = min(ratios), max(ratios)
+    return found
+
+
+class Readable:
+    """An account of files that can all be decoded."""
+
+    def note(self, unreadable: Sequence[Unreadable]) -> None:
+        """There are none."""
+        assert not unreadable
 
 
 def live_cost(config: BenchConfig, runtime: Runtime, count: int = 64) -> dict[str, float]:
     """Images per second through crops and backbone, live and while the cache is filled, after a warm-up."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for i in range(count):
-            pixels = np.random.default_rng(i).integers(0, 256, (12, 15, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((500, 400), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg")
-        images, labels = ImageList.scan(folder), np.arange(count)
+        images, rows = made_images(Path(name), count), np.arange(count)
         network = build_backbone(config.arch)
         network.fc = torch.nn.Identity()
-        backbone = FrozenBackbone(network, LoadReport(folder, "", config.arch, "", 0, {}))
+        backbone = FrozenBackbone(network, LoadReport(Path(name), "", config.arch, "", 0, {}))
         backbone.to(runtime.device).to(memory_format=runtime.memory_format)
-        live = LiveSource(
-            backbone, images, labels, Transform(), config.image_size, 0, runtime, 0, lambda unreadable: None
-        )  # fmt: skip
-        speeds: dict[str, list[float]] = {"live": [], "extraction": []}
-        for _ in range(1 + config.rounds):
-            started = time.perf_counter()
-            with live.batches(np.arange(count), TrainingOrder(count, count, 1, 0, 0, 0, 1)) as batches:
-                next(batches)[0].sum().item()
-            speeds["live"].append(count / (time.perf_counter() - started))
-            started = time.perf_counter()
-            extract_features(
-                backbone, images, labels, np.arange(count), runtime, image_size=config.image_size, normalise=False
-            )  # fmt: skip
-            speeds["extraction"].append(count / (time.perf_counter() - started))
-    return {f"{name}_images_per_second": statistics.median(speed[1:]) for name, speed in speeds.items()}
+        source = LiveSource(backbone, images, rows, Transform(), config.image_size, 0, runtime, 0, Readable())
+
+        def live() -> None:
+            with source.batches(rows, TrainingOrder(count, count, 1, 0, 0, 0, 1)) as batches:
+                next(batches)
+
+        def extraction() -> None:
+            labelled = Labelled(images, rows)
+            extract_features(backbone, labelled, rows, runtime, image_size=config.image_size, normalise=False)
+
+        work = {"live": live, "extraction": extraction}
+        times = compared(work, config.rounds, clock=clock_of(runtime.device))
+    return {f"{name}_images_per_second": count / times.median(name) for name in work}
+
+
+def made_images(folder: Path, count: int) -> ImageList:
+    """Smooth images of 500 x 400 pixels, as JPEG files."""
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((500, 400), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg")
+    return ImageList.scan(folder)
 
 
 if __name__ == "__main__":

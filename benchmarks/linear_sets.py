@@ -2,7 +2,10 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,58 +13,62 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.sources import Labelled
 from mgd_ssl.demo.textures import make_image_set
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.run.runtime import Runtime
 
-Pair = tuple[Features, Features]  # training and validation set
 VAL = 6000  # rows of a synthetic validation set
 EDGE = 16  # of the images whose pixels are features
 NETWORK_SEED = 0
 
 
-def gaussian(
-    count: int,
-    dim: int,
-    classes: int,
-    noise: float,
-    *,
-    wrong_labels: float = 0.0,
-    common: float = 0.0,
-    decay: float | None = None,
-) -> Pair:
-    """Gaussian classes, [count, dim] for training.
+class Split(NamedTuple):
+    """A data set."""
 
-    Args:
-        count: training rows.
-        dim: of a feature vector.
-        classes: C.
-        noise: deviation around the class's mean, whose entries have deviation i ** -0.5 at feature i.
-        wrong_labels: share of the training labels that is drawn anew.
-        common: deviation of a part that all features share, which makes them correlated.
-        decay: None: rectified, as the features of a network are. Else a rotation of features whose means and noise
-            both have deviation i ** -decay: standardising every feature does not make this well-conditioned.
-    """
-    fixed = np.random.default_rng(0)
-    spectrum = np.arange(1, dim + 1) ** -(0.5 if decay is None else decay)
-    means = fixed.standard_normal((classes, dim)) * spectrum
-    shared = common * fixed.standard_normal(dim)
-    rotation = np.linalg.qr(fixed.standard_normal((dim, dim)))[0]
+    train: Features
+    val: Features
 
-    def draw(rows: int, seed: int, wrong: float) -> Features:
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian classes, [count, dim] for training."""
+
+    count: int  # training rows
+    dim: int  # of a feature vector
+    classes: int
+    noise: float  # deviation around the class's mean, whose entries have deviation i ** -0.5 at feature i
+    wrong_labels: float = 0.0  # share of the training labels that is drawn anew
+    common: float = 0.0  # deviation of a part that all features share, which makes them correlated
+    # None: rectified, as the features of a network are. Else a rotation of features whose means and noise both have
+    # deviation i ** -decay: standardising every feature does not make this well-conditioned.
+    decay: float | None = None
+
+    def split(self, val: int = VAL) -> Split:
+        """Training set, and a validation set of so many rows."""
+        return Split(self.drawn(self.count, 1, self.wrong_labels), self.drawn(val, 2, 0))
+
+    def drawn(self, rows: int, seed: int, wrong_labels: float) -> Features:
+        """Rows of the same classes, whatever the seed."""
+        fixed = np.random.default_rng(0)
+        spectrum = np.arange(1, self.dim + 1) ** -(0.5 if self.decay is None else self.decay)
+        means = fixed.standard_normal((self.classes, self.dim)) * spectrum
+        shared = self.common * fixed.standard_normal(self.dim)
         generator = np.random.default_rng(seed)
-        labels = generator.integers(classes, size=rows)
-        x = means[labels] + noise * (1 if decay is None else spectrum) * generator.standard_normal((rows, dim))
-        x = np.maximum(0, x + 0.2) if decay is None else x @ rotation
+        labels = generator.integers(self.classes, size=rows)
+        deviation = self.noise * (1 if self.decay is None else spectrum)
+        x = means[labels] + deviation * generator.standard_normal((rows, self.dim))
+        if self.decay is None:
+            x = np.maximum(0, x + 0.2)
+        else:
+            x = x @ np.linalg.qr(fixed.standard_normal((self.dim, self.dim)))[0]
         x = x + generator.standard_normal((rows, 1)) * shared
-        drawn_anew = generator.random(rows) < wrong
-        return Features(x.astype(np.float32), np.where(drawn_anew, generator.integers(classes, size=rows), labels))
-
-    return draw(count, 1, wrong_labels), draw(VAL, 2, 0)
+        drawn_anew = generator.random(rows) < wrong_labels
+        return Features(x.astype(np.float32), np.where(drawn_anew, generator.integers(self.classes, size=rows), labels))
 
 
-def demo(of: Callable[[ImageList], NDArray[np.float32]]) -> Pair:
+def demo(of: Callable[[ImageList], NDArray[np.float32]]) -> Split:
     """Features of the demo's images: 2400 for training, of 16 classes."""
 
     def split(folder: Path) -> Features:
@@ -70,7 +77,7 @@ def demo(of: Callable[[ImageList], NDArray[np.float32]]) -> Pair:
 
     with tempfile.TemporaryDirectory() as folder:
         make_image_set(Path(folder))
-        return split(Path(folder) / "train"), split(Path(folder) / "val")
+        return Split(split(Path(folder) / "train"), split(Path(folder) / "val"))
 
 
 def pixels(images: ImageList) -> NDArray[np.float32]:
@@ -88,23 +95,24 @@ def untrained(runtime: Runtime) -> Callable[[ImageList], NDArray[np.float32]]:
 
     def of(images: ImageList) -> NDArray[np.float32]:
         rows = np.arange(len(images))
-        return extract_features(network, images, rows, rows, runtime, image_size=48, normalise=False).values
+        labelled = Labelled(images, rows)
+        return extract_features(network, labelled, rows, runtime, image_size=48, normalise=False).values
 
     return of
 
 
-def sets(runtime: Runtime) -> dict[str, Callable[[], Pair]]:
+def sets(runtime: Runtime) -> dict[str, Callable[[], Split]]:
     """All of them by name."""
     return {
-        "little noise": lambda: gaussian(10_000, 128, 25, 0.5),
-        "noise": lambda: gaussian(10_000, 128, 25, 1.0),
-        "more noise": lambda: gaussian(10_000, 128, 25, 2.0),
-        "many images": lambda: gaussian(50_000, 64, 20, 1.0),
-        "18 images a class": lambda: gaussian(2000, 256, 100, 0.7),
-        "fewer images than it takes": lambda: gaussian(1500, 512, 10, 1.5),
-        "40 % wrong labels": lambda: gaussian(12_000, 128, 20, 0.7, wrong_labels=0.4),
-        "ill-conditioned": lambda: gaussian(12_000, 128, 20, 1.0, decay=1.0),
-        "correlated": lambda: gaussian(12_000, 128, 20, 0.7, common=4.0),
-        "demo, pixels": lambda: demo(pixels),
+        "little noise": Gaussian(10_000, 128, 25, 0.5).split,
+        "noise": Gaussian(10_000, 128, 25, 1.0).split,
+        "more noise": Gaussian(10_000, 128, 25, 2.0).split,
+        "many images": Gaussian(50_000, 64, 20, 1.0).split,
+        "18 images a class": Gaussian(2000, 256, 100, 0.7).split,
+        "fewer images than it takes": Gaussian(1500, 512, 10, 1.5).split,
+        "40 % wrong labels": Gaussian(12_000, 128, 20, 0.7, wrong_labels=0.4).split,
+        "ill-conditioned": Gaussian(12_000, 128, 20, 1.0, decay=1.0).split,
+        "correlated": Gaussian(12_000, 128, 20, 0.7, common=4.0).split,
+        "demo, pixels": partial(demo, pixels),
         "demo, untrained network": lambda: demo(untrained(runtime)),
     }

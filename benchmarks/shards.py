@@ -1,6 +1,6 @@
 """Opening a million packed images: seconds, and memory of every process that reads them.
 
-    python benchmarks/shards.py
+    python -m benchmarks.shards
 
 Packs images of one pixel (they are read, not decoded), then opens them in fresh processes by the index beside the
 shards, as other people's shards (one scan), and by the index this leaves in the cache. A worker is a process started
@@ -8,20 +8,19 @@ from one that has them open, as a data loader's are, and reads images at random;
 (`Private_*` of /proc/PID/smaps_rollup), less that of an equal process that got no images.
 """
 
-import json
-import multiprocessing
 import os
 import tempfile
-import time
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from mgd_ssl.bench.memory import in_process
+from mgd_ssl.bench.tables import show
+from mgd_ssl.bench.timing import timed
 from mgd_ssl.data.config import PackConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.pack import pack_images
@@ -73,9 +72,8 @@ def main(images: int = 1_000_000, workers: int = 2, reads: int = 20_000, folder:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         os.environ["XDG_CACHE_HOME"] = str(Path(temporary) / "cache")
-        started = time.perf_counter()
-        written = pack_pixels(images, place / "packed")
-        result: dict[str, Any] = {"images": images, "megabytes": written, "pack_s": time.perf_counter() - started}
+        seconds, written = timed(partial(pack_pixels, images, place / "packed"))
+        result: dict[str, Any] = {"images": images, "megabytes": written, "pack_s": seconds}
         ways = {"by its index": "packed", "scanned": "packed/*.tar", "by a cached index": "packed/*.tar"}
         for name, path in ways.items():
             result[name] = in_process("spawn", measured, place / path, workers, reads)
@@ -84,36 +82,18 @@ def main(images: int = 1_000_000, workers: int = 2, reads: int = 20_000, folder:
 
 def pack_pixels(count: int, out: Path) -> float:
     """Pack generated images; returns the size in MB."""
-    return pack_images(Pixels(count), PackConfig(workers=0), out).megabytes
-
-
-def in_process(start: str, function: Any, *args: Any) -> Any:
-    """What a function returns in a process of its own."""
-    context = multiprocessing.get_context(start)
-    mine, other = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(other, function, args))
-    process.start()
-    found = mine.recv()
-    process.join()
-    return found
-
-
-def answer(connection: Connection, function: Any, args: Any) -> None:
-    """Send what a function returns."""
-    connection.send(function(*args))
+    pixels = Pixels(count)
+    return pack_images(pixels, PackConfig(images=pixels.root, out=out, workers=0), out).megabytes
 
 
 def measured(path: Path, workers: int, reads: int) -> dict[str, float]:
     """Seconds to open, to hash and to label images, memory, and what readers take."""
-    before, started = private_megabytes(), time.perf_counter()
-    images = open_images(path)
-    opened = time.perf_counter()
-    found = {"open_s": opened - started, "open_MB": private_megabytes() - before}
-    images.fingerprint()
-    hashed = time.perf_counter()
-    images.labels()
-    found |= {"fingerprint_s": hashed - opened, "labels_s": time.perf_counter() - hashed}
-    for start in ("fork", "spawn"):
+    before = private_megabytes()
+    opening, images = timed(partial(open_images, path))
+    found = {"open_s": opening, "open_MB": private_megabytes() - before}
+    found |= {"fingerprint_s": timed(images.fingerprint)[0], "labels_s": timed(images.labels)[0]}
+    starts: tuple[Literal["fork", "spawn"], ...] = ("fork", "spawn")
+    for start in starts:
         nothing, _ = in_process(start, read_some, None, reads)
         several = [in_process(start, read_some, images, reads) for _ in range(workers)]
         found[f"{start}_worker_MB"] = max(megabytes for megabytes, _ in several) - nothing
@@ -123,12 +103,15 @@ def measured(path: Path, workers: int, reads: int) -> dict[str, float]:
 
 def read_some(images: Images | None, reads: int) -> tuple[float, float]:
     """Memory of this process alone after reading images at random, and images a second."""
-    started = time.perf_counter()
-    if images is not None:
-        for index in np.random.default_rng(os.getpid()).integers(len(images), size=reads).tolist():
-            images.name(index)
-            assert images.read(index) == PIXEL
-    return private_megabytes(), reads / (time.perf_counter() - started)
+
+    def read() -> None:
+        if images is not None:
+            for index in np.random.default_rng(os.getpid()).integers(len(images), size=reads).tolist():
+                images.name(index)
+                assert images.read(index) == PIXEL
+
+    seconds, _ = timed(read)
+    return private_megabytes(), reads / seconds
 
 
 def private_megabytes() -> float:
@@ -143,9 +126,8 @@ def report(result: dict[str, Any], ways: dict[str, str]) -> None:
     table = Table("what", *ways, title=title, title_justify="left")
     for key in result["scanned"]:
         table.add_row(key, *(f"{result[way][key]:,.2f}" for way in ways))
-    Console().print(table)
-    print(json.dumps(result))
+    show(table, result)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m benchmarks.shards")

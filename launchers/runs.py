@@ -99,7 +99,7 @@ def newest_of_each_command(run: Path) -> dict[str, Records]:
 def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str, State]) -> Row:
     """What a run's folder and its newest jobs tell."""
     if (run / "config.json").is_file():
-        runs.read_json(run / "config.json")
+        runs.read_of_run(run / "config.json")
     metrics = last_rows(run / "metrics.jsonl")
     train, knn = metrics.get("train", {}), metrics.get("knn", {})
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}

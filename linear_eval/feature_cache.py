@@ -1,6 +1,5 @@
 """Features of centre crops on disk, computed once for a backbone and a folder of images."""
 
-import fcntl
 import os
 import shutil
 import time
@@ -24,6 +23,7 @@ from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.evaluation.features import Features, extract_features
 from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
 from mgd_ssl.networks.frozen import FrozenBackbone
+from mgd_ssl.run.lock import take
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
 from moco.dist import rank, world_size
@@ -156,17 +156,10 @@ def alone(place: Path, name: str, check_stop: Callable[[], None]) -> Iterator[No
             place.parent.mkdir(parents=True, exist_ok=True)
             locks.append(place.with_name(f".{place.name}.lock").open("w"))
 
-    def taken() -> bool:
-        try:
-            fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which data workers would inherit
-        except BlockingIOError:
-            return False
-        return True
-
     on_rank_zero(open_lock)
     try:
         for attempt in count():
-            if on_rank_zero(taken):
+            if on_rank_zero(lambda: take(locks[0])):
                 break
             if attempt == 0:
                 logger.info("features of %s: another process computes them, waiting for it", name)

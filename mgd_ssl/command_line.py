@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from mgd_ssl.errors import UserError, nearest
-from mgd_ssl.settings import RefusedFlag, Settings, drafting, first_unset, parsing
+from mgd_ssl.settings import RefusedFlag, Settings, first_unset, incomplete, parsing
 
 MAX_NESTING = 8  # of a TOML file; settings have two levels
 
@@ -91,17 +91,15 @@ def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CO
     """
     args, file = _take_config(list(argv))
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
-    draft, flags = drafting.set(True), None
-    try:
+    with incomplete():
         default = load_toml(model, find_config(file, configs)) if file else model()
-        flags = parsing.set(True)
-        settings = tyro.cli(model, args=args, default=default, prog=prog, description=description)
-    except RefusedFlag as refused:
-        raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
-    finally:
-        drafting.reset(draft)
-        if flags is not None:
-            parsing.reset(flags)
+        token = parsing.set(True)
+        try:
+            settings = tyro.cli(model, args=args, default=default, prog=prog, description=description)
+        except RefusedFlag as refused:
+            raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
+        finally:
+            parsing.reset(token)
     if missing := first_unset(settings):
         raise UserError(missing)
     return settings

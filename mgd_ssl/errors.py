@@ -94,17 +94,22 @@ def exit_code(program: Callable[[], int | None]) -> int:
         return program() or 0
     except (Interrupted, UserError) as error:
         if os.environ.get("RANK", "0") == "0":
-            with suppress(OSError):  # stderr may be a file on the very disk that is full
-                print(f"mgd-ssl: {printable(error)}", file=sys.stderr)
+            say(f"mgd-ssl: {printable(error)}")
         return code_of(error)
     except RankZeroError as error:  # whose traceback says nothing
-        print(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})", file=sys.stderr)
+        say(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})")
         return 1
     except Exception as error:
         if (told := out_of_files(error)) is None:
             raise
-        print(f"mgd-ssl: {told}", file=sys.stderr)
+        say(f"mgd-ssl: {told}")
         return code_of(told)
+
+
+def say(sentence: str) -> None:
+    """Write a line to stderr; the terminal may have been closed."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def code_of(error: BaseException) -> int:

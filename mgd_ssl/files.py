@@ -3,13 +3,14 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mgd_ssl.errors import TrainingError, UserError
 
@@ -226,3 +227,20 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A dictionary from a file.
+
+    Raises:
+        UserError: when it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({'empty' if not path.stat().st_size else 'no JSON'})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (a {type(content).__name__} and no dictionary)")
+    return content

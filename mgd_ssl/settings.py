@@ -5,6 +5,7 @@ The line under a field is its documentation, in `--help` too.
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -140,13 +141,20 @@ def free_keys(model: type[Settings], prefix: str = "") -> list[str]:
     return found
 
 
-def defaults(model: type[Settings]) -> dict[str, Any]:
-    """All settings that have a default, nested, as they are saved."""
+@contextmanager
+def incomplete() -> Iterator[None]:
+    """Within it required settings may be missing; `UNSET` stands for them."""
     token = drafting.set(True)
     try:
-        return model().model_dump(mode="json")
+        yield
     finally:
         drafting.reset(token)
+
+
+def defaults(model: type[Settings]) -> dict[str, Any]:
+    """All settings that have a default, nested, as they are saved."""
+    with incomplete():
+        return model().model_dump(mode="json")
 
 
 def _leaves(value: Any) -> Iterator[Any]:

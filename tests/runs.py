@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,26 @@ from torch import Tensor
 
 from mgd_ssl import pretrain
 from mgd_ssl.cli import main
-from mgd_ssl.data.samples import PretrainBatch
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.loader import batches
+from mgd_ssl.data.order import TrainingOrder
+from mgd_ssl.data.samples import PretrainBatch, TwoViews, view_policy
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.runtime import AUTOCAST, Runtime
+from mgd_ssl.run.session import Session
+from mgd_ssl.tasks.moco import build_method
+from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 
 SPEED = ("seconds", "images_per_second", "data_wait")  # what differs between two equal runs
 DEADLINE = 120  # seconds after which a process of a test hangs
 
 # children are forked from one process that has imported everything: a real process in milliseconds
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mgd_ssl.commands.pretrain", "mgd_ssl.cli", "mgd_ssl"])
+processes.set_forkserver_preload(["mgd_ssl.tasks.student", "mgd_ssl.cli", "mgd_ssl"])
 
 
 def tiny(images: Path, out: Path, **changes: Any) -> dict[str, Any]:
@@ -102,28 +113,28 @@ def assert_same_end(run: Path, reference: Path, step: int = 9) -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Have this process receive a signal while it takes a step, counted from 1."""
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def interrupted(self: Trainer, batch: PretrainBatch) -> Losses:
-        if self.step == step - 1:
+    def interrupted(self: Update, inputs: tuple[Any, ...], finished: int) -> StepOutput:
+        if finished == step - 1:
             signal.raise_signal(number)
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr(Update, "__call__", interrupted)
 
 
 def hold_at(step: int, flag: Path) -> None:
     """Have runs of this process wait within a step (counted from 1) while `flag`, which they make, is there."""
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def waiting(self: Trainer, batch: PretrainBatch) -> Losses:
-        if self.step == step - 1:
+    def waiting(self: Update, inputs: tuple[Any, ...], finished: int) -> StepOutput:
+        if finished == step - 1:
             flag.touch()
             while flag.exists():
                 time.sleep(0.005)
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
-    Trainer.train_step = waiting  # type: ignore[method-assign]
+    Update.__call__ = waiting  # type: ignore[assignment, method-assign]
 
 
 def die_in_checkpoint(count: int) -> None:
@@ -214,3 +225,54 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+class Noted:
+    """An account that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[Unreadable] = []
+
+    def note(self, unreadable: Sequence[Unreadable]) -> None:
+        """Remember them."""
+        self.unreadable += unreadable
+
+
+class Stepper:
+    """A task of pretraining and its update, stepped as the loop does; matched if it has a teacher."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        config = self.config = PretrainConfig(**settings)
+        config.out.mkdir()
+        memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
+        self.runtime = Runtime(torch.device("cpu"), AUTOCAST[config.runtime.precision], memory_format, 1)
+        self.images = ImageList.scan(config.data.train)
+        self.teacher = None if config.teacher is None else Teacher.load(config.teacher)
+        self.module = build_method(config, self.teacher).to(memory_format=memory_format)
+        with Session(config.out, 9, self.runtime) as self.session:
+            self.task = Pretraining(config, self.module, self.teacher, self.images, self.session)
+            self.update = update_of(config, self.task)
+            if self.teacher is not None:
+                self.task.rematch()
+        self.module.train()
+
+    def step(self, batch: PretrainBatch) -> StepOutput:
+        """Forward, backward, update, enqueue."""
+        output = self.update(self.task.inputs(batch, self.session.step), self.session.step)
+        self.task.after_step(output.carried)
+        self.session.step += 1
+        return output
+
+    def batches(self, count: int) -> list[PretrainBatch]:
+        """The first ones."""
+        config = self.config
+        dataset = TwoViews(self.images, view_policy(config.data), config.data.image_size, config.seed)
+        order = TrainingOrder(len(self.images), config.optim.batch_size, config.optim.epochs, config.seed, 0, 0, 1)
+        with batches(dataset, order, 0, pin=False) as loader:
+            return list(islice(loader, count))
+
+
+def stepper_for(settings: dict[str, Any], num_batches: int) -> tuple[Stepper, list[PretrainBatch]]:
+    """A stepper and its first batches."""
+    stepper = Stepper(settings)
+    return stepper, stepper.batches(num_batches)

@@ -13,7 +13,7 @@ import torch
 
 from mgd_ssl import TrainingError, UserError
 from mgd_ssl.files import write_whole
-from mgd_ssl.run.checkpoint import Checkpoints, read_checkpoint, serialised
+from mgd_ssl.run.checkpoint import FORMAT, Checkpoints, read_checkpoint, serialised
 from tests.runs import ended, processes
 
 ROOM = 256 * 1024  # bytes of the small disk
@@ -21,7 +21,7 @@ ROOM = 256 * 1024  # bytes of the small disk
 
 def state(size: int = 4, step: int = 1) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": FORMAT,
         "step": step,
         "weights": torch.arange(float(size)),
         "meter": {"sums": [1.0, 2.0]},
@@ -231,4 +231,4 @@ def test_serialised_state_loads_without_running_code(tmp_path: Path) -> None:
     write_whole(path, serialised(state()))
     loaded = torch.load(path, weights_only=True)
     assert torch.equal(loaded.pop("weights"), torch.arange(4.0))
-    assert loaded == {"format": 1, "step": 1, "meter": {"sums": [1.0, 2.0]}, "name": None}
+    assert loaded == {"format": FORMAT, "step": 1, "meter": {"sums": [1.0, 2.0]}, "name": None}

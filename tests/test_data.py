@@ -225,9 +225,9 @@ def test_a_sample_does_not_depend_on_its_batch(photos: Path, backend: Backend) -
 
 def test_the_backend_follows_the_device_unless_it_is_named() -> None:
     for device, automatic in (("cpu", "cpu"), ("cuda", "device")):
-        assert chosen_backend(DataConfig(), torch.device(device)) == automatic
+        assert chosen_backend("auto", torch.device(device)) == automatic
         for named in get_args(Backend):
-            assert chosen_backend(DataConfig(backend=named), torch.device(device)) == named
+            assert chosen_backend(named, torch.device(device)) == named
 
 
 def test_unreadable_images_are_replaced_by_the_same_ones_every_time(photos: Path) -> None:
@@ -435,10 +435,10 @@ def test_chunks_are_consecutive() -> None:
 
 
 def test_policy_follows_the_settings() -> None:
-    policy = view_policy(DataConfig(recipe="v1", crop_scale=(0.3, 0.9), blur_sigma=(0.2, 1.0)))
+    policy = view_policy(DataConfig(train=Path("photos"), recipe="v1", crop_scale=(0.3, 0.9), blur_sigma=(0.2, 1.0)))
     assert policy.grey_first and policy.blur_probability == 0
     assert (policy.scale, policy.blur_sigma) == ((0.3, 0.9), (0.2, 1.0))
-    assert view_policy(DataConfig()) == ViewPolicy()
+    assert view_policy(DataConfig(train=Path("photos"))) == ViewPolicy()
 
 
 @pytest.mark.parametrize("size", [(1, 30000), (30000, 1), (7, 900)])

@@ -19,7 +19,7 @@ from PIL import Image, ImageColor
 
 from linear_eval.evaluator import linear
 from mgd_ssl import UserError, pretrain
-from mgd_ssl.config import DataConfig, Decoding, KNNEvaluationConfig, PretrainConfig
+from mgd_ssl.config import DataConfig, Decoding, PretrainConfig
 from mgd_ssl.data.decode import decode, decode_pixels, decode_pixels_told, decode_told
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Images
@@ -27,6 +27,7 @@ from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import CentreCrops, decoding_as_in
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.data.unreadable import SkippedFiles
+from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.evaluation.knn_table import evaluate
 from mgd_ssl.report.pictures import Folders
 from tests.runs import assert_same_end, ended, free_port, start, tiny
@@ -253,13 +254,15 @@ def test_deep_pixels_without_a_range_are_refused() -> None:
 
 
 def test_a_background_is_one_word_however_it_is_written() -> None:
+    photos = Path("photos")
     for written, word in {
         "white": "white", "White": "white", "#FFFFFF": "white", (255, 255, 255): "white", "black": "black",
         (0, 0, 0): "black", "#0a0B0c": "#0a0b0c", (10, 11, 12): "#0a0b0c",
     }.items():  # fmt: skip
-        assert DataConfig(background=written).background == word
-    assert DataConfig(background=[1, 2, 3]).background == "#010203"
-    assert DataConfig().background == Decoding().background and DataConfig().max_pixels == Decoding().max_pixels
+        assert DataConfig(train=photos, background=written).background == word
+    assert DataConfig(train=photos, background=[1, 2, 3]).background == "#010203"
+    assert DataConfig(train=photos).background == Decoding().background
+    assert DataConfig(train=photos).max_pixels == Decoding().max_pixels
     cases: tuple[Any, ...] = (
         "pink",
         "#fff",
@@ -269,16 +272,17 @@ def test_a_background_is_one_word_however_it_is_written() -> None:
         (1, 2),
         (1, 2, 256),
         (1.0, 2, 3),
-        (True, 0, 0),
         "white\n",
         [[]],
     )
     for wrong in cases:
         with pytest.raises(ValueError, match=r"^data\.background is .*: pass white, black, #rrggbb or three levels"):
-            PretrainConfig(data={"background": wrong})
+            PretrainConfig(out="run", data={"train": photos, "background": wrong})
+    with pytest.raises(ValueError, match=r"^data\.background is .*: true and false are for switches"):
+        PretrainConfig(out="run", data={"train": photos, "background": (True, 0, 0)})
     for wrong_number in (0, -1, 10**9):
         with pytest.raises(ValueError, match=r"^data\.max_pixels is "):
-            PretrainConfig(data={"max_pixels": wrong_number})
+            PretrainConfig(out="run", data={"train": photos, "max_pixels": wrong_number})
 
 
 # every command
@@ -395,9 +399,8 @@ def test_a_pickled_pack_keeps_its_background(alike: tuple[Path, Path], tmp_path:
 
 
 def test_an_evaluation_follows_its_run(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"config": PretrainConfig(data={"background": "black", "max_pixels": 7}).model_dump(mode="json")})
-    )
+    config = PretrainConfig(out=tmp_path, data={"train": "photos", "background": "black", "max_pixels": 7})
+    (tmp_path / "config.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
     assert decoding_as_in(tmp_path, None, None) == Decoding("black", 7)
     assert decoding_as_in(tmp_path, "white", 9) == Decoding("white", 9)
     assert decoding_as_in(None, None, None) == Decoding()

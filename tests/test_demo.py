@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import mgd_ssl.commands.demo as demo
+from mgd_ssl.demo import study
 from mgd_ssl.demo.textures import TEXTURES, make_image, make_image_set
 
 
@@ -48,8 +49,8 @@ def test_unknown_number_of_classes(tmp_path: Path) -> None:
 def test_demo_ends_with_a_table_and_a_picture_and_does_not_repeat_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "TRAIN_PER_CLASS", 6)
-    monkeypatch.setattr(demo, "VAL_PER_CLASS", 2)
+    monkeypatch.setattr(study, "TRAIN_PER_CLASS", 6)
+    monkeypatch.setattr(study, "VAL_PER_CLASS", 2)
     arguments = ["--out", str(tmp_path / "demo"), "--device", "cpu"]
     assert demo.main(arguments) == 0
     table = pd.read_csv(tmp_path / "demo" / "table.csv")

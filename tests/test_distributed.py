@@ -17,25 +17,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgd_ssl import MGD, DistilledMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
+from mgd_ssl import MGD, GuidedMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.samples import CentreCrops, PretrainBatch
-from mgd_ssl.distillation.rematch import update_matching
+from mgd_ssl.distillation.guide import Guide
+from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import RankZeroError
-from mgd_ssl.networks.backbones import build_backbone, build_encoder
-from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.backbones import build_encoder
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.run.stop import StopRequest
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from moco.dist import gather_batch, rank, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from moco.split_norm import split_batch_norms
 from tests.runs import (
     DEADLINE,
+    Stepper,
     assert_same_end,
     checkpoint,
     differing,
@@ -110,14 +110,14 @@ class Plain(nn.Module):
         return out
 
 
-def plain_method() -> DistilledMoCo:
+def plain_method() -> GuidedMoCo:
     torch.manual_seed(0)
     moco = MoCo(Plain(4, 6), dim=6, queue_size=24, momentum=0.9)
     mgd = MGD([4, 8], [8, 16])
     mgd.norms = nn.ModuleList(nn.Identity() for _ in mgd.norms)
     costs = [torch.rand(4, 8), torch.rand(8, 16)]
     mgd.rematch(costs)
-    return DistilledMoCo(moco, mgd, TAPS, weight=1e-2)
+    return GuidedMoCo(moco, Guide(moco.encoder_q, TAPS, {"mgd": MatchedMaps(mgd)}, {"mgd": 1e-2}))
 
 
 def global_batch(step: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -135,19 +135,18 @@ def part(batch: Tensor) -> Tensor:
 def train_plain() -> dict[str, Any]:
     """Five steps on the same global batches whatever the number of ranks."""
     method = plain_method()
-    assert method.mgd is not None
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, 0.9)
     model = method if world_size() == 1 else DistributedDataParallel(method, broadcast_buffers=False)
     losses = []
     for step in range(5):
         im_q, im_k, maps = global_batch(step)
-        targets = method.mgd.reduce([part(m) for m in maps])
-        step_losses = model(part(im_q), part(im_k), targets, step)
-        step_losses.total.backward()
+        targets = method.guide.prepare(Seen([part(m) for m in maps]), step)
+        output = model(part(im_q), part(im_k), targets, step)
+        output.total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.moco.enqueue(step_losses.keys)
-        losses.append(torch.stack([step_losses.total.detach(), step_losses.distillation]))
+        method.moco.enqueue(output.carried)
+        losses.append(torch.stack([output.total.detach(), output.losses["mgd"].detach()]))
     return {"state": method.state_dict(), "losses": torch.stack(losses)}
 
 
@@ -160,7 +159,8 @@ def train_with_norms() -> dict[str, Any]:
     mgd.rematch([torch.rand(s, t) for s, t in zip(mgd.student_channels, mgd.teacher_channels, strict=True)])
     moco = MoCo(encoder, 8, 24, momentum=0.9, bn_splits=splits)
     split_batch_norms(mgd.norms, splits)
-    method = DistilledMoCo(moco, mgd, [f"layer{i}.0.relu" for i in range(1, 5)], weight=1e-2)
+    guide = Guide(encoder, [f"layer{i}.0.relu" for i in range(1, 5)], {"mgd": MatchedMaps(mgd)}, {"mgd": 1e-2})
+    method = GuidedMoCo(moco, guide)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.05, 0.9)
     model = method if world_size() == 1 else DistributedDataParallel(method, broadcast_buffers=False)
     losses = []
@@ -170,32 +170,29 @@ def train_with_norms() -> dict[str, Any]:
         im_q[:6] += 1  # the ranks' statistics differ
         shapes = zip(mgd.teacher_channels, (16, 8, 4, 2), strict=True)
         maps = [torch.randn(12, c, s, s, generator=generator) for c, s in shapes]
-        step_losses = model(part(im_q), part(im_k), mgd.reduce([part(m) for m in maps]), step)
-        step_losses.total.backward()
+        output = model(part(im_q), part(im_k), guide.prepare(Seen([part(m) for m in maps]), step), step)
+        output.total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        moco.enqueue(step_losses.keys)
-        losses.append(torch.stack([step_losses.contrastive, step_losses.distillation]))
+        moco.enqueue(output.carried)
+        losses.append(torch.stack([output.losses["contrastive"].detach(), output.losses["mgd"].detach()]))
     return {"state": method.state_dict(), "losses": torch.stack(losses)}
 
 
-def match(images: Path, teacher_file: Path) -> dict[str, Any]:
+def match(images: Path, teacher_file: Path, folder: Path) -> dict[str, Any]:
     """A matching update with measured margins."""
-    with this_process(RuntimeConfig(device="cpu", threads=1)) as runtime:
-        torch.manual_seed(0)
-        teacher = Teacher.load(teacher_file)
-        student = build_backbone("thin_resnet10")
+    with this_process(RuntimeConfig(device="cpu", threads=1)):
+        out = folder / f"match_{world_size()}_{rank()}"
+        measured = {"matching_images": 15, "margin": "measured"}
+        stepper = Stepper(tiny(images, out, teacher=teacher_file, mgd=measured, optim={"batch_size": 8}))
         # statistics differ between ranks, as they do in training: those of rank 0 count
-        student.bn1.running_mean += rank()
-        mgd = MGD([16, 32, 64, 128], teacher.channels)
-        method = DistilledMoCo(MoCo(student, 1, 8), mgd, [f"layer{i}.0.relu" for i in range(1, 5)])
-        crops = CentreCrops(ImageList.scan(images), 32, 0)
-        changes = update_matching(
-            method, teacher, crops, torch.arange(0, 48, 3)[:15].numpy(), runtime,
-            batch_size=4, workers=0, measure_margins=True, report=lambda unreadable: None,
-        )  # fmt: skip
+        stepper.module.get_submodule("moco.encoder_q.bn1").get_buffer("running_mean").add_(rank())
+        with stepper.session:
+            row = stepper.task.rematch()
+        mgd = stepper.task.mgd
+        assert mgd is not None
         return {
-            "costs": [change.cost_after for change in changes],
+            "costs": [row[f"stage{i}_cost_after"] for i in range(1, 5)],
             "assignments": mgd.assignments,
             "margins": mgd.margins,
         }
@@ -245,8 +242,8 @@ def shuffled_images() -> bool:
     return right
 
 
-def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
-    found = {"match": match(images, teacher_file)}  # with a group of its own
+def all_checks(images: Path, teacher_file: Path, folder: Path) -> dict[str, Any]:
+    found = {"match": match(images, teacher_file, folder)}  # with a group of its own
     if int(os.environ["WORLD_SIZE"]) > 1:
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         dist.init_process_group("gloo")
@@ -262,7 +259,7 @@ def all_checks(images: Path, teacher_file: Path) -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> dict[int, list[Any]]:
     """What one process and what two found."""
     base = tmp_path_factory.mktemp("ranks")
-    args = all_checks, image_folder / "train", teacher_file
+    args = all_checks, image_folder, teacher_file, base
     return {count: on_ranks(count, base / str(count), *args) for count in (1, 2)}
 
 
@@ -374,21 +371,22 @@ def watched_steps(settings: dict[str, Any]) -> dict[str, Any]:
     """Pretrain; this rank's losses, and running means of a BatchNorm: before a step, of its batch, after it."""
     losses: list[list[float]] = []
     means: list[list[Tensor]] = []
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def watched(self: Trainer, batch: PretrainBatch) -> Losses:
-        norm = self.method.moco.encoder_q.get_submodule("bn1")
+    def watched(self: Update, inputs: Any, finished: int) -> StepOutput:
+        norm = self.module.get_submodule("moco.encoder_q.bn1")
         running = norm.get_buffer("running_mean")
         means.append([running.clone()])
         hook = norm.register_forward_pre_hook(lambda module, inputs: means[-1].append(inputs[0].mean(dim=(0, 2, 3))))
-        step = train_step(self, batch)
+        step = update(self, inputs, finished)
         hook.remove()
         means[-1].append(running.clone())
-        losses.append([step.total.item(), step.contrastive.item(), step.distillation.item(), step.accuracy.item()])
+        told = (step.total, step.losses["contrastive"], step.losses["mgd"], step.shown["accuracy"])
+        losses.append([value.item() for value in told])
         return step
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Trainer, "train_step", watched)
+        monkeypatch.setattr(Update, "__call__", watched)
         pretrain(**settings)
     return {"losses": losses, "means": means}
 
@@ -437,7 +435,7 @@ def test_logged_losses_are_averaged_over_the_ranks(pair: tuple[Path, list[Any]])
     assert (each[0] - each[1]).abs()[:, :3].min() > 0
     train = [row for row in rows(pair[0] / "whole") if row["kind"] == "train"]
     for row, steps in zip(train, ([0, 1], [2, 3], [4, 5], [6, 7], [8]), strict=True):
-        found = [row[name] for name in ("loss", "contrastive", "distillation", "accuracy")]
+        found = [row[name] for name in ("loss", "contrastive", "mgd", "accuracy")]
         assert found == pytest.approx(each[:, steps].mean(dim=(0, 1)).tolist(), rel=1e-6)
 
 
@@ -504,12 +502,12 @@ def test_an_unexpected_error_of_rank_zero_reaches_all(tmp_path: Path) -> None:
 
 def run_that_fails(settings: dict[str, Any], failing: int, where: str) -> tuple[str, float]:
     """The error a rank ends with when one of them fails in its fifth step, or rank 0 when it saves; and when."""
-    train_step, save = Trainer.train_step, Checkpoints.save
+    update, save = Update.__call__, Checkpoints.save
 
-    def step(self: Trainer, batch: PretrainBatch) -> Losses:
-        if self.step == 4 and where == "step" and rank() == failing:
+    def step(self: Update, inputs: Any, finished: int) -> StepOutput:
+        if finished == 4 and where == "step" and rank() == failing:
             raise ArithmeticError("told to fail")
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
     def saved(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
         if step == 6 and where == "save":
@@ -517,7 +515,7 @@ def run_that_fails(settings: dict[str, Any], failing: int, where: str) -> tuple[
         return save(self, step, state)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Trainer, "train_step", step)
+        monkeypatch.setattr(Update, "__call__", step)
         monkeypatch.setattr(Checkpoints, "save", saved)
         try:
             pretrain(**settings)

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.config import Decoding
-from mgd_ssl.data import jpeg
+from mgd_ssl.data import decode as decoding
 from mgd_ssl.data.decode import decode, decode_pixels
 
 PHOTO = photograph(0, 77, 50)
@@ -137,6 +137,6 @@ def test_plain_files_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(content: bytes, how: Decoding) -> tuple[Image.Image, bool]:
         raise AssertionError
 
-    monkeypatch.setattr(jpeg, "decode_told", never)
+    monkeypatch.setattr(decoding, "decode_told", never)
     for kind in ("4:2:0", "4:4:4", "progressive", "RGB inside", "rotated by EXIF"):
         decode_pixels(WHOLE[kind]())

@@ -21,7 +21,7 @@ from mgd_ssl.networks.backbones import build_backbone, trunk
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.tasks.pretraining import pretrain
+from mgd_ssl.tasks.student import pretrain
 from tests.conftest import write_images
 from tests.two_processes import CPU, everything, rank_of_two
 
@@ -88,8 +88,8 @@ def test_numbers_are_those_of_the_monitor_protocol(run: Path, knn: Command, imag
     sets = scan_labelled(image_folder / "train", image_folder / "val")
     network = trunk(load_backbone(run / "encoder.pt")[0])
     bank, queries = (
-        extract_features(network, images, labels, np.arange(len(images)), CPU, image_size=48)
-        for images, labels in sets
+        extract_features(network, labelled, np.arange(len(labelled.images)), CPU, image_size=48)
+        for labelled in sets
     )  # fmt: skip
     accuracy = knn_accuracies(bank, queries, [7], [0.07])[7, 0.07]
     assert saved.values == {"top1": [accuracy.top1], "top5": [accuracy.top5]}

@@ -15,7 +15,7 @@ from mgd_ssl import Interrupted, UserError, pretrain
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.files import Appended, DiskError
 from mgd_ssl.run.log import RunLog, logger
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.training.update import Update
 from tests.linear_eval.conftest import BASE, weights, write_protocol
 from tests.runs import stop_after, tiny
 
@@ -42,7 +42,7 @@ def test_the_error_of_a_run_is_its_last_words(
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Trainer, "train_step", fail)
+    monkeypatch.setattr(Update, "__call__", fail)
     with pytest.raises(type(error)):
         pretrain(**tiny(image_folder, tmp_path / "run"))
     text = (tmp_path / "run" / "log.txt").read_text()

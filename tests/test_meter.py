@@ -9,30 +9,30 @@ import torch
 
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.errors import TrainingError
-from mgd_ssl.tasks.moco import Losses
 from mgd_ssl.training import meter as meter_module
 from mgd_ssl.training.meter import Clock, Meter
+from mgd_ssl.training.task import StepOutput
 
 
-def losses(*terms: float) -> Losses:
-    total, contrastive, distillation, accuracy = torch.tensor(terms).unbind()
-    return Losses(total, contrastive, distillation, accuracy, torch.empty(0))
+def output(contrastive: float, mgd: float, accuracy: float) -> StepOutput:
+    losses = {"contrastive": torch.tensor(contrastive), "mgd": torch.tensor(mgd)}
+    return StepOutput(losses, {"accuracy": torch.tensor(accuracy)})
 
 
 def test_means_are_those_since_the_last_reset() -> None:
     meter = Meter(torch.device("cpu"))
-    meter.update(losses(9.0, 9.0, 9.0, 1.0), 0)
+    meter.update(output(9.0, 9.0, 1.0), 0)
     meter.reset()
-    meter.update(losses(1.5, 1.0, 50.0, 0.25), 1)
-    meter.update(losses(2.5, 2.0, 70.0, 0.75), 2)
-    assert meter.means() == {"loss": 2.0, "contrastive": 1.5, "distillation": 60.0, "accuracy": 0.5}
+    meter.update(output(1.0, 0.5, 0.25), 1)
+    meter.update(output(2.0, 0.75, 0.75), 2)
+    assert meter.means() == {"loss": 2.125, "contrastive": 1.5, "mgd": 0.625, "accuracy": 0.5}
     meter.check_finite(str)
 
 
 def test_the_first_loss_that_is_not_finite_is_named() -> None:
     meter = Meter(torch.device("cpu"))
     for step, total in enumerate((1.0, math.nan, 1.0, math.inf)):
-        meter.update(losses(total, 1.0, 1.0, 0.0), step)
+        meter.update(output(total, 1.0, 0.0), step)
     meter.reset()
     with pytest.raises(TrainingError, match="the loss of step 1 is not finite"):
         meter.check_finite(str)

@@ -9,7 +9,7 @@ import pytest
 
 from mgd_ssl import Interrupted, pretrain
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.tasks.pretraining import PretrainResult
+from mgd_ssl.tasks.student import PretrainResult
 from tests.conftest import write_images
 from tests.runs import rows, stop_after, tiny, trained_teacher
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from mgd_ssl import Interrupted, TrainingError, UserError
 from mgd_ssl.cli import main
-from mgd_ssl.data import pack as pack_module
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.pack import Packing, pack
-from mgd_ssl.data.shard_index import scan_shard
+from mgd_ssl.data.pack import pack
+from mgd_ssl.data.packing import Packing, reduced
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.run.log import logger
 from tests.conftest import write_images
@@ -381,7 +381,7 @@ def test_too_many_unreadable_images_stop_a_pack(
 def test_what_cannot_be_packed_is_told(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not there: pass a folder of images"):
         pack(**settings(tmp_path / "nowhere", tmp_path / "out"))
-    with pytest.raises(UserError, match="takes two folders"):
+    with pytest.raises(ValueError, match="out is not set: pass two folders"):
         pack(images=photos)
     with pytest.raises(UserError, match="is not empty and holds no run"):
         pack(**settings(photos, photos))
@@ -402,7 +402,7 @@ def test_a_folder_with_another_pack_is_refused(photos: Path, tmp_path: Path) -> 
 
 def test_reduced_images_are_what_pillow_makes_of_them() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
-    content = pack_module.reduced(Image.fromarray(pixels), 30, 95)
+    content = reduced(Image.fromarray(pixels), 30, 95)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((68, 30), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=95)
     assert content == buffer.getvalue()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mgd_ssl import GuidedStudent
+from mgd_ssl.command_line import parse
 from mgd_ssl.commands import COMMANDS
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.settings import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +23,10 @@ def test_python_examples_run() -> None:
     for block in blocks:
         names: dict[str, object] = {}
         exec(compile(block, "README.md", "exec"), names)
-        assert all(p.grad is not None for p in names["mgd"].parameters())  # type: ignore[attr-defined]
+        network = names["network"]
+        assert isinstance(network, GuidedStudent)
+        missing = [name for name, p in network.named_parameters() if p.grad is None]
+        assert not missing
 
 
 def commands(text: str) -> list[list[str]]:

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +27,9 @@ from mgd_ssl.config import DataConfig, MGDConfig, OptimConfig, PretrainConfig, R
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.samples import EvalBatch, PretrainBatch
-from mgd_ssl.data.unreadable import SkippedFiles
-from mgd_ssl.distillation import rematch as rematch_module
+from mgd_ssl.data.upload import Upload
+from mgd_ssl.distillation.guide import Guide
+from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.mgd.loss import partial_l2
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.mgd.matching import assign, matching_cost, total_cost
@@ -36,12 +37,14 @@ from mgd_ssl.mgd.mgd import MGD, StageMatch
 from mgd_ssl.mgd.reducers import REDUCERS
 from mgd_ssl.networks.backbones import build_encoder, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.checkpoint import Checkpoints
-from mgd_ssl.run.log import RunLog
 from mgd_ssl.run.runtime import Runtime
-from mgd_ssl.tasks.moco import DistilledMoCo, Losses
-from mgd_ssl.training import loop as engine
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.run.session import Session
+from mgd_ssl.tasks import pretraining
+from mgd_ssl.tasks.moco import GuidedMoCo
+from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.training.loop import Pace, train
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from moco import MoCo
 
 FOLDER = Path(os.environ.get("MGD_REFERENCE", Path(__file__).parent / "reference"))
@@ -135,12 +138,11 @@ def test_matching_and_three_training_steps(path: Path, tmp_path: Path) -> None:
     on_the_recording_cpu(replay_training, path, tmp_path)
 
 
-@dataclass(frozen=True)
-class Normalised(Runtime):
-    """A CPU whose images [N, H, W, 3] are normalised already, as the recorded ones are."""
+class Recorded(Upload):
+    """Pixels [N, H, W, 3] that are normalised already, as the recorded ones are."""
 
-    def images(self, batch: torch.Tensor) -> torch.Tensor:
-        return batch.permute(0, 3, 1, 2).contiguous()
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def epoch_of_three() -> Images:
@@ -148,47 +150,58 @@ def epoch_of_three() -> Images:
     return ImageList(Path("nowhere"), [f"{i}.jpg" for i in range(24)])
 
 
-class Replay(Trainer):
-    """The trainer itself, held against a recording wherever it can be."""
+class ReplayedTask(Pretraining):
+    """The task itself, held against a recording wherever it can be."""
 
-    def hold_against(self, recorded: dict[str, np.ndarray]) -> None:
-        self.recorded = recorded
-        self.costs: list[torch.Tensor] = []
-        assert self.method.mgd is not None
-        rematch = self.method.mgd.rematch
+    recorded: dict[str, np.ndarray]
+    costs: Sequence[torch.Tensor] = ()
+
+    def rematch(self) -> dict[str, Any]:
+        assert self.mgd is not None
+        rematch = self.mgd.rematch
 
         def noted(costs: Sequence[torch.Tensor]) -> list[StageMatch]:
             self.costs = list(costs)
             return rematch(costs)
 
-        self.method.mgd.rematch = noted  # type: ignore[method-assign]
-        self.optimizer.register_step_pre_hook(lambda *_: self.check_update())
-
-    def rematch(self, log: RunLog, epoch: int) -> None:
-        super().rematch(log, epoch)
-        assert self.method.mgd is not None
-        for i, (cost, assignment) in enumerate(zip(self.costs, self.method.mgd.assignments, strict=True), start=1):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(self.mgd, "rematch", noted)
+            row = super().rematch()
+        for i, (cost, assignment) in enumerate(zip(self.costs, self.mgd.assignments, strict=True), start=1):
             check_matching(cost, assignment, self.recorded, i)
+        return row
 
-    def train_step(self, batch: PretrainBatch) -> Losses:
-        if self.step == 0:
+    def inputs(self, batch: PretrainBatch, step: int) -> tuple[Any, ...]:
+        if step == 0:
             with torch.no_grad():
-                logits = copy.deepcopy(self.method.moco)(*self.views(batch)).logits
+                logits = copy.deepcopy(self.module.moco)(*self.upload.views(batch)).logits
             torch.testing.assert_close(logits, tensor(self.recorded["logits0"]), rtol=1e-5, atol=1e-5)
-        losses = super().train_step(batch)
-        contrastive, distillation = self.recorded["losses"][self.step]
-        torch.testing.assert_close(losses.contrastive.item(), contrastive, rtol=1e-5, atol=0)
-        torch.testing.assert_close(1e-4 * losses.distillation.item(), distillation, rtol=1e-5, atol=0)
-        torch.testing.assert_close(losses.total.item(), contrastive + distillation, rtol=1e-5, atol=0)
-        return losses
+        return super().inputs(batch, step)
 
-    def check_update(self) -> None:
+
+class ReplayedUpdate(Update):
+    """Likewise."""
+
+    def hold_against(self, recorded: dict[str, np.ndarray]) -> None:
+        self.recorded, self.step = recorded, 0
+        self.optimizer.register_step_pre_hook(lambda *_: self.check())
+
+    def __call__(self, inputs: tuple[Any, ...], step: int) -> StepOutput:
+        self.step = step
+        output = super().__call__(inputs, step)
+        contrastive, distillation = self.recorded["losses"][step]
+        torch.testing.assert_close(output.losses["contrastive"].item(), contrastive, rtol=1e-5, atol=0)
+        torch.testing.assert_close(output.losses["mgd"].item(), distillation, rtol=1e-5, atol=0)
+        torch.testing.assert_close(output.total.item(), contrastive + distillation, rtol=1e-5, atol=0)
+        return output
+
+    def check(self) -> None:
         """What the optimiser is about to do."""
         (group,) = self.optimizer.param_groups
         found = {name: group[name] for name in ("lr", "momentum", "weight_decay", "dampening", "nesterov")}
         assert found == {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "dampening": 0, "nesterov": False}
         if self.step == 0:
-            check_gradients(self.method.moco.encoder_q, self.recorded)
+            check_gradients(self.module.get_submodule("moco.encoder_q"), self.recorded)
 
 
 def check_matching(cost: torch.Tensor, assignment: torch.Tensor, recorded: dict[str, np.ndarray], stage: int) -> None:
@@ -206,7 +219,7 @@ def check_matching(cost: torch.Tensor, assignment: torch.Tensor, recorded: dict[
     assignment.copy_(theirs)
 
 
-def recorded_method(path: Path, recorded: dict[str, np.ndarray]) -> tuple[DistilledMoCo, Teacher]:
+def recorded_module(path: Path, recorded: dict[str, np.ndarray]) -> tuple[GuidedMoCo, Teacher]:
     """Student and teacher as they were before the first step."""
     match = re.fullmatch(r"train_(\w+)_seed(\d+)", path.stem)
     assert match
@@ -224,30 +237,23 @@ def recorded_method(path: Path, recorded: dict[str, np.ndarray]) -> tuple[Distil
     moco.queue.copy_(queue)
     taps = stage_taps(student)
     mgd = MGD([tap.channels for tap in taps], teacher.channels, teacher.margins())
-    return DistilledMoCo(moco, mgd, [tap.relu for tap in taps], weight=1e-4), teacher
+    guide = Guide(student, [tap.relu for tap in taps], {"mgd": MatchedMaps(mgd)}, {"mgd": 1e-4})
+    return GuidedMoCo(moco, guide), teacher
 
 
 def replay_training(path: Path, out: Path) -> None:
-    """Three steps of `Trainer.train`; only the pixels come from the recipe."""
+    """Three steps of the loop; only the pixels come from the recipe."""
     recorded = dict(np.load(path))
-    method, teacher = recorded_method(path, recorded)
-    mgd = method.mgd
-    assert mgd is not None
-    for i, margin in enumerate(mgd.margins, start=1):
-        torch.testing.assert_close(margin, tensor(recorded[f"margin{i}"]), rtol=1e-6, atol=1e-6)
+    module, teacher = recorded_module(path, recorded)
     # one epoch of three steps at the peak of the learning rate
     config = PretrainConfig(
+        out=out,
         student=path.stem.split("_")[1],
-        data=DataConfig(workers=0),
+        data=DataConfig(train=Path("nowhere"), workers=0),
         optim=OptimConfig(epochs=1, batch_size=8, lr=0.03, warmup_epochs=0, lr_schedule="epoch"),
         mgd=MGDConfig(matching_images=16),
         runtime=RuntimeConfig(log_every=1),
     )
-    images = epoch_of_three()
-    runtime = Normalised(torch.device("cpu"), None, torch.contiguous_format, 1)
-    skipped = SkippedFiles(out / "skipped.jsonl", images, 0.0)
-    trainer = Replay(config, method, teacher, images, runtime, None, Checkpoints(out / "checkpoints"), skipped)
-    trainer.hold_against(recorded)
     seed, recipe = int(path.stem.rpartition("seed")[2]), load_recipe()
 
     def pixels(number: int) -> torch.Tensor:
@@ -255,21 +261,31 @@ def replay_training(path: Path, out: Path) -> None:
 
     training = [PretrainBatch(pixels(100 * seed + 2 * i), pixels(100 * seed + 2 * i + 1), []) for i in range(3)]
     matching = [EvalBatch(pixels(10 * seed + i), torch.arange(8), []) for i in range(2)]
-    with pytest.MonkeyPatch.context() as monkeypatch, RunLog(out, 3, 0) as log:
-        monkeypatch.setattr(engine, "view_batches", lambda *_: nullcontext(iter(training)))
-        monkeypatch.setattr(rematch_module, "batches", lambda *_, **__: nullcontext(iter(matching)))
-        assert trainer.train(log) is None
+    runtime = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
+    with pytest.MonkeyPatch.context() as monkeypatch, Session(out, 3, runtime) as session:
+        monkeypatch.setattr(pretraining, "Upload", Recorded)
+        monkeypatch.setattr(pretraining, "view_batches", lambda *_: nullcontext(iter(training)))
+        monkeypatch.setattr(pretraining, "one_pass", lambda *_: nullcontext(iter(matching)))
+        task = ReplayedTask(config, module, teacher, epoch_of_three(), session)
+        task.recorded, mgd = recorded, task.mgd
+        assert mgd is not None
+        for i, margin in enumerate(mgd.margins, start=1):
+            torch.testing.assert_close(margin, tensor(recorded[f"margin{i}"]), rtol=1e-6, atol=1e-6)
+        plain = update_of(config, task)
+        update = ReplayedUpdate(module, plain.optimizer, plain.learning_rate, runtime)
+        update.hold_against(recorded)
+        train(task, update, session, Pace(8, 3, 1, 1000))
 
     # what is left after them
-    moco = method.moco
-    assert trainer.step == 3 and len(trainer.costs) == 4
+    moco = module.moco
+    assert session.step == 3 and len(task.costs) == 4
     assert int(moco.queue_ptr) == int(recorded["queue_ptr"][0])
     torch.testing.assert_close(moco.queue[:, :32], tensor(recorded["queue_end_head"]), rtol=0, atol=1e-5)
-    for name, module in (("param", moco.encoder_q), ("key", moco.encoder_k), ("bn", mgd.norms)):
-        means = torch.stack([parameter.detach().double().abs().mean() for parameter in module.parameters()])
+    for name, network in (("param", moco.encoder_q), ("key", moco.encoder_k), ("bn", mgd.norms)):
+        means = torch.stack([parameter.detach().double().abs().mean() for parameter in network.parameters()])
         torch.testing.assert_close(means, tensor(recorded[f"{name}_absmean"]), rtol=1e-6, atol=1e-6)
     told = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    rows = [(row["contrastive"], 1e-4 * row["distillation"], row["lr"]) for row in told if row["kind"] == "train"]
+    rows = [(row["contrastive"], row["mgd"], row["lr"]) for row in told if row["kind"] == "train"]
     torch.testing.assert_close(
         torch.tensor(rows), torch.tensor([[*pair, 0.03] for pair in recorded["losses"].tolist()]), rtol=1e-5, atol=0
     )

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgd_ssl import MGD, DistilledMoCo, MoCo, Teacher
+from mgd_ssl import MGD, GuidedMoCo, MoCo, Teacher
 from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.samples import CentreCrops
-from mgd_ssl.distillation.rematch import update_matching
+from mgd_ssl.data.upload import Upload
+from mgd_ssl.distillation.guide import Guide
+from mgd_ssl.distillation.rematch import rematch
 from mgd_ssl.mgd.matching import matching_cost
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.run.runtime import Runtime
@@ -19,14 +22,15 @@ from mgd_ssl.run.runtime import Runtime
 CPU = torch.device("cpu")
 
 
-def networks() -> tuple[DistilledMoCo, Teacher]:
+def networks() -> tuple[GuidedMoCo, MGD, Teacher]:
     torch.manual_seed(0)
     student, teacher = build_backbone("thin_resnet10"), build_backbone("thin_resnet14")
     for network in (student, teacher):
         network.train()(torch.randn(8, 3, 48, 48))  # BatchNorms see data
     taken = Teacher(teacher)
     mgd = MGD([16, 32, 64, 128], taken.channels)
-    return DistilledMoCo(MoCo(student, 1, 8), mgd, [f"layer{i}.0.relu" for i in range(1, 5)]), taken
+    guide = Guide(student, [f"layer{i}.0.relu" for i in range(1, 5)])
+    return GuidedMoCo(MoCo(student, 1, 8), guide), mgd, taken
 
 
 def naive_costs(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[np.ndarray]:
@@ -43,21 +47,19 @@ def naive_costs(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) 
 def test_the_pass_is_in_float32_whatever_the_precision_of_training(
     precision: torch.dtype | None, image_folder: Path
 ) -> None:
-    method, teacher = networks()
-    assert method.mgd is not None
+    method, mgd, teacher = networks()
     runtime = Runtime(CPU, precision, torch.channels_last, 1)
     crops = CentreCrops(ImageList.scan(image_folder / "val"), 48, 0)
-    kept: list[Tensor] = []
-    update_matching(
-        method, teacher, crops, np.arange(12), runtime,
-        batch_size=5, workers=0, measure_margins=True, report=lambda unreadable: None, keep=kept.extend,
-    )  # fmt: skip
-    images = runtime.images(crops.__getitems__(range(12)).images)
     method.eval()
+    upload = Upload(runtime)
+    with one_pass(crops, np.arange(12), Reading(batch_size=5)) as batches, runtime.autocast():
+        seen = (upload.images(batch.images) for batch in batches)
+        _, kept = rematch(mgd, method.student_maps, teacher, seen, measure_margins=True)
+    images = upload.images(crops.__getitems__(range(12)).images)
     maps = method.student_maps(images), teacher(images)
     for cost, expected in zip(kept, naive_costs(*maps), strict=True):
         np.testing.assert_allclose(cost.numpy(), expected, atol=2e-5)
-    for margin, t_map in zip(method.mgd.margins, maps[1], strict=True):
+    for margin, t_map in zip(mgd.margins, maps[1], strict=True):
         negative = t_map.double().clamp(max=0).transpose(0, 1).flatten(1)
         mean = negative.sum(1) / (negative < 0).sum(1)
         torch.testing.assert_close(margin.double(), mean, rtol=1e-4, atol=1e-5)

@@ -24,25 +24,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-import mgd_ssl.commands.report
 from mgd_ssl import cli
+from mgd_ssl.command_line import parse
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import cell
-from mgd_ssl.report import figures, published
+from mgd_ssl.report import figures, matching_figures, page, published
 from mgd_ssl.report.channels import binned
 from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
+from mgd_ssl.report.side_by_side import differing
 from mgd_ssl.report.sizes import savings, size_of
-from mgd_ssl.report.tables import Row, differing, full_frame, rows
+from mgd_ssl.report.tables import Row, full_frame, rows
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.checkpoint import read_checkpoint
 from mgd_ssl.run.read import read_runs
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.settings import find_config, load_toml
-from mgd_ssl.tasks.pretraining import pretrain
+from mgd_ssl.tasks.student import pretrain
 from tests.linear_eval.conftest import BASE, write_protocol
 
 Make = Callable[..., Path]
@@ -282,12 +282,14 @@ def published_run(
     **changes: Any,
 ) -> Path:
     """A run folder that says it follows a packaged recipe."""
-    settings = load_toml(PretrainConfig, find_config(config)).model_dump(mode="json")
+    settings = parse(PretrainConfig, ["--config", config, "--out", "run", "--data.train", "photos"], "").model_dump(
+        mode="json"
+    )
     for key, value in changes.items():
         group, _, name = key.rpartition("__")
         (settings[group] if group else settings)[name] = value
     guided = settings["teacher_arch"] is not None
-    row = {"kind": "train", "step": 9, "epoch": 0.1, "loss": 5.0, "contrastive": 5.0, "distillation": 0.0,
+    row = {"kind": "train", "step": 9, "epoch": 0.1, "loss": 5.0, "contrastive": 5.0, "mgd": 0.0,
            "accuracy": 0.1, "lr": 0.03, "images_per_second": 99.0, "data_wait": 0.1}  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -468,7 +470,8 @@ def figures_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], object]) -> l
         found.append(figure)
         return Picture("data:", "")
 
-    monkeypatch.setattr(figures, "picture", keep)
+    for module in (figures, matching_figures):
+        monkeypatch.setattr(module, "picture", keep)
     draw()
     return found
 
@@ -476,7 +479,7 @@ def figures_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], object]) -> l
 def test_no_legend_is_cut(copied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["short", "W" * 60, "seed=0,mgd.weight=0.0001,data.crop_scale=0.2-1.0,optim.lr=0.03", *"abcd"]
     runs = read_runs([copied("mgd", name, seed=i) for i, name in enumerate(names)])
-    drawn = figures_of(monkeypatch, lambda: (figures.curves(runs), figures.matching_pictures(runs[0])))
+    drawn = figures_of(monkeypatch, lambda: (figures.curves(runs), matching_figures.matching_pictures(runs[0])))
     assert len(drawn) > 8
     for figure in drawn:
         [legend] = figure.legends
@@ -508,7 +511,7 @@ def test_a_single_point_stands_on_the_axis_of_the_others(copied: Make, monkeypat
     single = dataclasses.replace(run, metrics=[row for row in run.metrics if row["kind"] == "train"]
                                  + run.rows("knn")[:1] + run.rows("matching")[:1])  # fmt: skip
     knn, matching = figures_of(
-        monkeypatch, lambda: (figures.knn_picture([single], protocol), figures.matching_pictures(single))
+        monkeypatch, lambda: (figures.knn_picture([single], protocol), matching_figures.matching_pictures(single))
     )
     low, high = knn.axes[0].get_xlim()
     assert low <= 0 and high == pytest.approx(2, abs=0.1)  # epochs
@@ -547,9 +550,11 @@ def test_matching_costs_are_those_of_the_newest_update(trained: Path) -> None:
     assert {cost.dtype for cost in costs.values()} == {np.dtype(np.float16)}
     lines = (trained / "mgd" / "metrics.jsonl").read_text().splitlines()
     row = [json.loads(line) for line in lines if '"matching"' in line][-1]
-    state = read_checkpoint(max((trained / "mgd" / "checkpoints").glob("*.pt")))["mgd"]
+    state = read_checkpoint(max((trained / "mgd" / "checkpoints").glob("*.pt")))["guide"]
     for i, cost in enumerate(costs.values(), start=1):
-        pairs = [cost[s, t] for s, feeding in enumerate(state[f"assignment{i}"].tolist()) for t in feeding]
+        pairs = [
+            cost[s, t] for s, feeding in enumerate(state[f"terms.mgd.mgd.assignment{i}"].tolist()) for t in feeding
+        ]
         assert np.mean(pairs, dtype=np.float64) == pytest.approx(row[f"stage{i}_cost_after"], abs=1e-3)
 
 
@@ -597,7 +602,7 @@ def test_runs_without_any_accuracy_or_finite_loss(copied: Make, tmp_path: Path) 
 
 
 def test_the_table_holds_no_formulas(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(page, "render", lambda runs, table: "a page")
     names = ["=HYPERLINK(A1)", "+1+1", "-2+3", "@SUM(1)", "-0.5", "a-b"]
     _, csv = report([copied("moco", name, optim__lr=0.01 * (i + 1)) for i, name in enumerate(names)], tmp_path)
     assert [name for name in csv["runs"] if name in names] == ["-0.5", "a-b"]
@@ -611,7 +616,7 @@ def test_the_table_holds_no_formulas(copied: Make, tmp_path: Path, monkeypatch: 
 def test_names_do_not_act_on_a_terminal(
     copied: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(page, "render", lambda runs, table: "a page")
     run = copied("moco", "a\x1b[2Jb")
     assert cli.main(["report", str(run), "--out", str(tmp_path / "c\x1b[31m.html")]) == 0
     assert cli.main(["runs", str(run)]) == 0
@@ -713,7 +718,7 @@ def test_an_out_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(page, "render", lambda runs, table: "a page")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message):
         write_report([trained / "moco"], tmp_path / out)
@@ -726,7 +731,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(page, "render", lambda runs, table: "a page")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_report([trained / "moco"], tmp_path / "report.html")
@@ -736,7 +741,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_the_command(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mgd_ssl.commands.report, "render", lambda runs, table: "a page")
+    monkeypatch.setattr(page, "render", lambda runs, table: "a page")
     out = tmp_path / "report.html"
     assert cli.main(["report", str(trained / "moco"), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out

@@ -2,11 +2,12 @@
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
 from mgd_ssl.mgd.matching import matching_epochs
-from mgd_ssl.training.schedule import learning_rate
+from mgd_ssl.training.schedule import WarmupCosine
 
 
 def published_lr(epoch: int) -> float:
@@ -39,19 +40,18 @@ def test_matching_epochs_of_other_lengths_keep_their_shape(epochs: int) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 2502, 5003])
 def test_epoch_schedule_is_the_published_staircase(step: int) -> None:
-    rates = [learning_rate(epoch * 5004 + step, 5004, 200, 0.03, 3, "epoch") for epoch in range(200)]
+    rate = WarmupCosine(peak=0.03, epochs=200, steps_per_epoch=5004, warmup_epochs=3, by="epoch")
+    rates = [rate(epoch * 5004 + step) for epoch in range(200)]
     assert rates == pytest.approx([published_lr(epoch) for epoch in range(200)], rel=1e-12)
 
 
 def test_step_schedule_agrees_with_the_staircase_where_epochs_begin() -> None:
-    for epoch in range(200):
-        assert learning_rate(epoch * 100, 100, 200, 0.03, 3, "step") == learning_rate(
-            epoch * 100, 100, 200, 0.03, 3, "epoch"
-        )
+    by_step, by_epoch = (WarmupCosine(0.03, 200, 100, 3, by) for by in ("step", "epoch"))
+    assert [by_step(100 * epoch) for epoch in range(200)] == [by_epoch(100 * epoch) for epoch in range(200)]
 
 
 def test_step_schedule_rises_to_the_peak_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 50, 20, 0.1, 2, "step") for step in range(20 * 50)]
+    rates = [WarmupCosine(0.1, 20, 50, 2)(step) for step in range(20 * 50)]
     assert rates[0] == pytest.approx(0.1 / 1000)
     assert rates[50] == pytest.approx(0.1 * (0.001 + 0.999 / 2))
     assert rates[100] == pytest.approx(0.1 * (1 + math.cos(math.pi * 2 / 20)) / 2)
@@ -62,10 +62,10 @@ def test_step_schedule_rises_to_the_peak_and_falls_to_zero() -> None:
 
 @pytest.mark.parametrize("by", ["step", "epoch"])
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (1, 0.5), (1, 3), (2, 3), (3, 3), (20, 2.5), (1000, 10)])
-def test_rate_stays_between_zero_and_the_peak(by: str, epochs: int, warmup: float) -> None:
-    rates = [learning_rate(step, 7, epochs, 0.5, warmup, by) for step in range(7 * epochs)]
+def test_rate_stays_between_zero_and_the_peak(by: Literal["step", "epoch"], epochs: int, warmup: float) -> None:
+    rates = [WarmupCosine(0.5, epochs, 7, warmup, by)(step) for step in range(7 * epochs)]
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
 def test_without_warmup_the_first_step_has_the_peak() -> None:
-    assert learning_rate(0, 10, 5, 0.4, 0, "step") == 0.4
+    assert WarmupCosine(0.4, 5, 10)(0) == 0.4

@@ -20,17 +20,18 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mgd_ssl import TrainingError, UserError, pretrain
 from mgd_ssl.config import PretrainConfig, RuntimeConfig
 from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation import knn
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
-from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.tasks.pretraining import Pretraining
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from moco import View
 from tests.conftest import write_images
 from tests.runs import rows, steps_saved, tiny, trained_teacher
@@ -43,9 +44,9 @@ class Seen:
     """What was seen of a run."""
 
     out: Path
-    trainer: Trainer | None = None
+    task: Pretraining | None = None
     batches: list[PretrainBatch] = field(default_factory=list)
-    losses: list[Losses] = field(default_factory=list)
+    losses: list[StepOutput] = field(default_factory=list)
     groups: list[dict[str, float]] = field(default_factory=list)  # of the optimiser, at every update
     averages: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # key before, query, key after
     temperature: float = 0.0
@@ -62,27 +63,31 @@ class Seen:
     saved: list[int] = field(default_factory=list)
 
     @property
-    def first(self) -> Trainer:
-        assert self.trainer is not None
-        return self.trainer
+    def first(self) -> Pretraining:
+        assert self.task is not None
+        return self.task
 
 
 def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Note what happens in the runs to come."""
-    train_step, images, save = Trainer.train_step, Runtime.images, Checkpoints.save
+    ask, update, normalise, save = Pretraining.inputs, Update.__call__, Upload.normalised, Checkpoints.save
     reduce, loss, teach, vote = MGD.reduce, MGD.loss, Teacher.forward, knn.knn_accuracies
 
-    def step(self: Trainer, batch: PretrainBatch) -> Losses:
-        moco = self.method.moco
-        if seen.trainer is None:
-            seen.trainer = self
+    def asking(self: Pretraining, batch: PretrainBatch, finished: int) -> tuple[Any, ...]:
+        moco = self.module.moco
+        if seen.task is None:
+            seen.task = self
             moco.register_forward_hook(note_temperature)
             moco.encoder_q.register_forward_hook(lambda module, inputs, output: queries.append(output.detach().float()))
             moco.encoder_q.get_submodule("conv1").register_forward_hook(note_layout)
         seen.threads, seen.children = torch.get_num_threads(), len(multiprocessing.active_children())
         seen.batches.append(copy.deepcopy(batch))  # its memory is used again
+        return ask(self, batch, finished)
+
+    def step(self: Update, inputs: Any, finished: int) -> StepOutput:
+        moco = seen.first.module.moco
         before, query = (next(e.parameters()).detach().clone() for e in (moco.encoder_k, moco.encoder_q))
-        losses = train_step(self, batch)
+        losses = update(self, inputs, finished)
         seen.averages.append((before, query, next(moco.encoder_k.parameters()).detach().clone()))
         seen.losses.append(losses)
         return losses
@@ -98,9 +103,9 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         weight: Tensor = module.get_parameter("weight")
         seen.layouts = [value.is_contiguous(memory_format=torch.channels_last) for value in (inputs[0], weight)]
 
-    def normalised(self: Runtime, batch: Tensor) -> Tensor:
-        seen.shapes.add(tuple(batch.shape[1:]))
-        return images(self, batch)
+    def normalised(self: Upload, pixels: Tensor) -> Tensor:
+        seen.shapes.add(tuple(pixels.shape[1:]))
+        return normalise(self, pixels)
 
     def reducing(self: MGD, maps: list[Tensor], *generator: Any) -> list[Target]:
         targets = reduce(self, maps, *generator)
@@ -114,7 +119,7 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def teaching(self: Teacher, pixels: Tensor) -> list[Tensor]:
         maps = teach(self, pixels)
-        if seen.trainer is None and pixels.abs().sum() > 0:  # not the probe of the sizes
+        if seen.task is None and pixels.abs().sum() > 0:  # not the probe of the sizes
             seen.teacher_maps.append(maps)
         return maps
 
@@ -127,7 +132,8 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         return save(self, number, state)
 
     for owner, name, spy in (
-        (Trainer, "train_step", step), (Runtime, "images", normalised), (MGD, "reduce", reducing),
+        (Pretraining, "inputs", asking), (Update, "__call__", step), (Upload, "normalised", normalised),
+        (MGD, "reduce", reducing),
         (MGD, "loss", distilling), (Teacher, "forward", teaching), (knn, "knn_accuracies", voting),
         (Checkpoints, "save", saving),
         (nn.Module, "compile", lambda self, *_, **__: seen.compiled.append(self)),
@@ -156,8 +162,11 @@ class Runs:
                 "data": {
                     "train": self.damaged, "image_size": 40, "recipe": "v2", "crop_scale": (0.5, 0.6),
                     "blur_sigma": (0.7, 1.1), "backend": "device", "workers": 2, "max_unreadable": 0.05,
+                    "background": "#102030", "max_pixels": 12345,
                 },
-                "moco": {"dim": 24, "queue_size": 60, "momentum": 0.6, "temperature": 0.35, "head_width": 40},
+                "moco": {
+                    "dim": 24, "queue_size": 60, "momentum": 0.6, "temperature": 0.35, "head_width": 40, "bn_splits": 2,
+                },
                 "mgd": {
                     "weight": 3e-3, "stage_weights": (1.0, 0.2, 0.3, 0.7), "reducer": "max", "margin": "measured",
                     "matching_images": 21, "matching_epochs": (2,),
@@ -273,7 +282,7 @@ def seed(run: Runs) -> None:
             watch(seen, monkeypatch)
             settings = tiny(run.images, seen.out, seed=number, optim={"epochs": 1, "lr": 1e-12})
             pretrain(**settings)
-        moco = seen.first.method.moco
+        moco = seen.first.module.moco
         states.append([next(moco.encoder_q.parameters()).detach(), moco.queue[:, -8:], seen.batches[0].im_q])
     assert all(torch.equal(*pair) for pair in zip(states[0], states[1], strict=True))
     assert not any(torch.equal(*pair) for pair in zip(states[0], states[2], strict=True))
@@ -334,7 +343,7 @@ def data_workers(run: Runs) -> None:
 
 @case
 def data_max_unreadable(run: Runs) -> None:
-    assert run("odd").first.step == 8  # with one unreadable image of 50
+    assert run("odd").first.session.step == 8  # with one unreadable image of 50
     with pytest.raises(TrainingError, match="unreadable"):
         pretrain(**tiny(run.images, run.folder / "strict", data={"train": run.damaged, "max_unreadable": 0.01}))
 
@@ -343,13 +352,38 @@ def data_max_unreadable(run: Runs) -> None:
 
 
 @case
+def data_background(run: Runs) -> None:
+    assert run("odd").first.images.decoding.background == "#102030"
+    assert run("plain").first.images.decoding.background == "white"
+    monitor = run("odd").first.monitor
+    assert monitor is not None and monitor.bank.decoding.background == "#102030"
+
+
+@case
+def data_max_pixels(run: Runs) -> None:
+    assert run("odd").first.images.decoding.max_pixels == 12345
+    assert run("plain").first.images.decoding.max_pixels == 100_000_000
+
+
+@case
+def moco_bn_splits(run: Runs) -> None:
+    norms = [m for m in run("odd").first.module.moco.encoder_q.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and all(type(norm) is not nn.BatchNorm2d for norm in norms)
+    assert all(
+        type(m) is nn.BatchNorm2d
+        for m in run("plain").first.module.moco.encoder_q.modules()
+        if "BatchNorm" in type(m).__name__
+    )
+
+
+@case
 def moco_dim(run: Runs) -> None:
-    assert run("odd").losses[0].keys.shape == (20, 24)
+    assert run("odd").losses[0].carried.shape == (20, 24)
 
 
 @case
 def moco_queue_size(run: Runs) -> None:
-    assert run("odd").first.method.moco.queue.shape == (24, 60)
+    assert run("odd").first.module.moco.queue.shape == (24, 60)
 
 
 @case
@@ -368,7 +402,7 @@ def moco_temperature(run: Runs) -> None:
 
 @case
 def moco_head_width(run: Runs) -> None:
-    assert run("odd").first.method.moco.encoder_q.get_parameter("fc.0.weight").shape[0] == 40
+    assert run("odd").first.module.moco.encoder_q.get_parameter("fc.0.weight").shape[0] == 40
 
 
 # distillation
@@ -377,9 +411,11 @@ def moco_head_width(run: Runs) -> None:
 @case
 def mgd_weight(run: Runs) -> None:
     for name, weight in (("odd", 3e-3), ("plain", 1e-4)):
-        for losses in run(name).losses:
-            assert losses.distillation > 0
-            assert float(losses.total) == pytest.approx(float(losses.contrastive + weight * losses.distillation))
+        seen = run(name)
+        for output, (_, _, distance) in zip(seen.losses, seen.distilled, strict=True):
+            assert distance > 0 and output.losses["mgd"].item() == pytest.approx(weight * distance)
+            expected = output.losses["contrastive"].item() + weight * distance
+            assert output.total.item() == pytest.approx(expected)
 
 
 @case
@@ -388,9 +424,12 @@ def mgd_stage_weights(run: Runs) -> None:
         maps, targets, found = run(name).distilled[0]  # the norms are as they start
         expected = 0.0
         for weight, student_map, target in zip(weights, maps, targets, strict=True):
-            values = student_map.double()
-            mean = values.mean(dim=(0, 2, 3), keepdim=True)
-            values = (values - mean) / (values.var(dim=(0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+            parts = student_map.double().chunk(2 if name == "odd" else 1)  # moco.bn_splits
+            means = [part.mean(dim=(0, 2, 3), keepdim=True) for part in parts]
+            variances = [part.var(dim=(0, 2, 3), unbiased=False, keepdim=True) for part in parts]
+            values = torch.cat(
+                [(p - mean) / (var + 1e-5).sqrt() for p, mean, var in zip(parts, means, variances, strict=True)]
+            )
             clipped = torch.maximum(target.map.double(), target.margin.double()[:, None, None])
             counts = (values > clipped) | (target.map > 0)
             expected += weight * float(((values - clipped) ** 2)[counts].sum())
@@ -411,7 +450,7 @@ def mgd_reducer(run: Runs) -> None:
 
 @case
 def mgd_margin(run: Runs) -> None:
-    odd, plain, other = (run(name).first.method.mgd for name in ("odd", "plain", "other"))
+    odd, plain, other = (run(name).first.mgd for name in ("odd", "plain", "other"))
     assert odd is not None and plain is not None and other is not None
     for stage, margin in enumerate(other.margins):
         torch.testing.assert_close(margin, torch.full_like(margin, CONSTANT_MARGIN))
@@ -566,10 +605,10 @@ def runtime_channels_last(run: Runs) -> None:
 
 @case
 def runtime_compile(run: Runs) -> None:
-    trainer = run("other").first
-    assert trainer.teacher is not None and trainer.method.mgd is not None
-    wanted = [trainer.method.moco.encoder_q, trainer.method.moco.encoder_k, trainer.teacher.backbone]
-    assert {id(module) for module in run("other").compiled} == {id(module) for module in [*wanted, trainer.method.mgd]}
+    task = run("other").first
+    assert task.teacher is not None and task.mgd is not None
+    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, task.teacher.backbone, task.mgd]
+    assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
 
 

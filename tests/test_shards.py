@@ -20,7 +20,8 @@ from mgd_ssl.data.loader import batches
 from mgd_ssl.data.order import chunks
 from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import CentreCrops, TwoViews
-from mgd_ssl.data.shard_index import ShardIndex, scan_shard
+from mgd_ssl.data.shard_index import ShardIndex
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.shards import ShardImages, cache_path
 from mgd_ssl.data.sources import open_images, scan_labelled
 from mgd_ssl.run.log import logger

@@ -13,10 +13,9 @@ import torch
 from mgd_ssl import TrainingError, UserError, pretrain
 from mgd_ssl.cli import main
 from mgd_ssl.commands.pretrain import check
-from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.errors import exit_code
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from tests.conftest import write_images
 from tests.runs import assert_same_end, ended, flags, hold_at, rows, start, steps_saved, tiny, trained_teacher, wait_for
 
@@ -28,14 +27,14 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception) -> None:
     """Have runs of this process fail in a step, counted from 1."""
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def failing(self: Trainer, batch: PretrainBatch) -> Losses:
-        if self.step == step - 1:
+    def failing(self: Update, inputs: Any, finished: int) -> StepOutput:
+        if finished == step - 1:
             raise error
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
-    monkeypatch.setattr(Trainer, "train_step", failing)
+    monkeypatch.setattr(Update, "__call__", failing)
 
 
 def described(run: Path) -> dict[str, Any]:
@@ -150,18 +149,18 @@ def test_what_is_at_fault_after_a_step_ends_with_3(
 def test_a_checkpoint_is_said_to_be_kept_only_when_there_is_one(
     what: str, step: int, kept: int | None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def broken(self: Trainer, batch: PretrainBatch) -> Losses:
-        losses = train_step(self, batch)
-        if self.step == step - 1:
+    def broken(self: Update, inputs: Any, finished: int) -> StepOutput:
+        output = update(self, inputs, finished)
+        if finished == step - 1:
             if what == "loss":
-                return losses._replace(total=losses.total * torch.nan)
+                return output._replace(losses={"contrastive": output.total * torch.nan})
             with torch.no_grad():
-                next(self.method.moco.encoder_q.parameters()).fill_(torch.inf)
-        return losses
+                next(self.module.parameters()).fill_(torch.inf)
+        return output
 
-    monkeypatch.setattr(Trainer, "train_step", broken)
+    monkeypatch.setattr(Update, "__call__", broken)
     settings = tiny(image_folder, tmp_path / "run", checkpoint={"every_steps": step}, runtime={"log_every": 100})
     last = tmp_path / "run" / "checkpoints" / f"step_{kept or 0:08d}.pt"
     told = f"the last checkpoint, {last}, is kept" if kept else "there is no checkpoint yet"

@@ -15,13 +15,14 @@ from torchvision.transforms.v2 import functional as TF
 
 from mgd_ssl import pretrain
 from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import Runtime
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.tasks.pretraining import Pretraining
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from moco import MoCo
-from tests.runs import tiny, trained_teacher
-from tests.test_engine import trainer_for
+from tests.runs import stepper_for, tiny, trained_teacher
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_pixels_are_normalised_as_torchvisions_networks_expect_them(layout: torc
     pixels = torch.randint(256, (3, 7, 5, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     plain = TF.to_dtype(pixels.permute(0, 3, 1, 2), torch.float32, scale=True)
     expected = TF.normalize(plain, mean=preset.mean, std=preset.std)
-    found = Runtime(torch.device("cpu"), None, layout, 1).images(pixels)
+    found = Upload(Runtime(torch.device("cpu"), None, layout, 1)).images(pixels)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=layout)
 
@@ -43,14 +44,18 @@ def test_pixels_are_normalised_as_torchvisions_networks_expect_them(layout: torc
 def watched_run(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What was noted of every step of a run."""
     steps: list[dict[str, Any]] = []
-    train_step, encode_keys, forward, teach = Trainer.train_step, MoCo.encode_keys, MoCo.forward, Teacher.forward
+    ask, update = Pretraining.inputs, Update.__call__
+    encode_keys, forward, teach = MoCo.encode_keys, MoCo.forward, Teacher.forward
 
-    def step(self: Trainer, batch: PretrainBatch) -> Losses:
-        steps.append({"mode": self.method.training, "queries": self.views(batch)[0], "taught": []})
-        losses = train_step(self, batch)
-        steps[-1]["keys"] = losses.keys
-        steps[-1]["left"] = [p for p in self.method.parameters() if p.grad is not None]
-        return losses
+    def asking(self: Pretraining, batch: PretrainBatch, finished: int) -> tuple[Any, ...]:
+        steps.append({"mode": self.module.training, "queries": self.upload.views(batch)[0], "taught": []})
+        return ask(self, batch, finished)
+
+    def step(self: Update, inputs: Any, finished: int) -> StepOutput:
+        output = update(self, inputs, finished)
+        steps[-1]["keys"] = output.carried
+        steps[-1]["left"] = [p for p in self.module.parameters() if p.grad is not None]
+        return output
 
     def encoding(self: MoCo, im_k: Tensor, shuffle_seed: int) -> Tensor:
         steps[-1] |= {"shuffle": shuffle_seed, "im_k": im_k}
@@ -66,7 +71,8 @@ def watched_run(settings: dict[str, Any]) -> list[dict[str, Any]]:
         return teach(self, images)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Trainer, "train_step", step)
+        monkeypatch.setattr(Pretraining, "inputs", asking)
+        monkeypatch.setattr(Update, "__call__", step)
         monkeypatch.setattr(MoCo, "encode_keys", encoding)
         monkeypatch.setattr(MoCo, "forward", contrasting)
         monkeypatch.setattr(Teacher, "forward", teaching)
@@ -94,12 +100,11 @@ def test_every_step_shuffles_otherwise_and_shows_the_teacher_the_query_views(
 
 def test_random_drop_draws_anew_in_every_step(image_folder: Path, tmp_path: Path, teacher_file: Path) -> None:
     settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, mgd={"reducer": "random_drop"})
-    trainer, [batch] = trainer_for(settings, 1)
-    im_q = trainer.views(batch)[0]
+    stepper, [batch] = stepper_for(settings, 1)
 
     def drawn(step: int) -> list[Tensor]:
-        trainer.step = step
-        return [target.map.clone() for target in trainer.targets(im_q)]
+        _, _, targets, _ = stepper.task.inputs(batch, step)
+        return [target.map.clone() for target in targets["mgd"]]
 
     first = drawn(0)
     assert all(torch.equal(*pair) for pair in zip(first, drawn(0), strict=True))  # so that a resumed step is the same

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgd_ssl.data.sources import open_images
+from mgd_ssl.data.loader import Reading
+from mgd_ssl.data.sources import Labelled, open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import features as features_module
 from mgd_ssl.evaluation.accuracy import Accuracy
@@ -32,8 +33,8 @@ class Pixels(nn.Module):
 def everything(folder: Path, counts: Sequence[int]) -> tuple[list[Features], dict[tuple[int, float], Accuracy]]:
     """Features of the first images, for some counts, and k-NN of the last on the first."""
     images = on_rank_zero(lambda: open_images(folder))
-    labels = images.labels()[0]
-    found = [extract_features(Pixels(), images, labels, np.arange(n), CPU, image_size=32, batch_size=4) for n in counts]
+    labelled, four = Labelled(images, images.labels()[0]), Reading(batch_size=4)
+    found = [extract_features(Pixels(), labelled, np.arange(n), CPU, image_size=32, reading=four) for n in counts]
     return found, knn_accuracies(found[0], found[-1], [1, 5, 20], [0.07, 0.5])
 
 
@@ -47,10 +48,10 @@ def broken(folder: Path) -> str:
             return features
 
     images = on_rank_zero(lambda: open_images(folder))
-    labels = images.labels()[0]
+    labelled = Labelled(images, images.labels()[0])
     limit = -float("inf")  # all of them
     with pytest.raises(UserError) as caught:
-        extract_features(Broken(), images, labels, np.arange(3, 7), CPU, image_size=32)
+        extract_features(Broken(), labelled, np.arange(3, 7), CPU, image_size=32)
     return str(caught.value)
 
 

@@ -8,8 +8,8 @@ from mgd_ssl.config import MAX_SIZE, RuntimeConfig
 from mgd_ssl.settings import Settings
 
 
-class BenchConfig(Settings):
-    """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
+class StepConfig(Settings):
+    """A training step, and how often it is timed."""
 
     student: str = "resnet18"
     """Architecture that is trained."""
@@ -22,16 +22,18 @@ class BenchConfig(Settings):
     queue_size: int = Field(65536, ge=2, le=2**26)
     """Negative keys; a multiple of the batch size."""
     rounds: int = Field(10, ge=1, le=10**6)
-    """Rounds counted; in each, step and bare networks run one after the other."""
+    """Rounds counted; in each, what is compared runs one after the other."""
     warmup: int = Field(2, ge=1, le=10**6)
     """Rounds not counted."""
     runtime: RuntimeConfig = RuntimeConfig(threads=1)
+
+
+class BenchConfig(StepConfig):
+    """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
+
     views: bool = True
     """Also measure the views, and say how many cores it takes to feed the step."""
     memory: bool = True
-    """Also measure the peak memory of step, bare networks and published step, in processes of their own."""
-    parts: bool = True
-    """Also measure the distillation loss, the queue and the matching costs against what they cannot do without."""
-    only: Literal["views", "step", "bare", "published"] | None = None
-    """views: measure nothing else, within a minute. step, bare or published: run one of the three alone and print its
-    peak memory; used by `memory`."""
+    """Also measure the peak memory of step and bare networks, in processes of their own."""
+    only: Literal["views"] | None = None
+    """views: measure nothing else, within a minute."""

@@ -36,9 +36,7 @@ COMMANDS = {
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),
-    "bench": Command(
-        "mgd_ssl.commands.bench", "measure the training step, its parts and the views, and say what limits a run"
-    ),
+    "bench": Command("mgd_ssl.commands.bench", "measure the training step and the views, and say what limits a run"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`mgd-ssl bench`: the training step against the bare networks, its parts, the views, and what limits a run."""
+"""`mgd-ssl bench`: the training step against the bare networks, the views, and what limits a run."""
 
 import json
 from collections.abc import Sequence
@@ -8,24 +8,19 @@ from rich.console import Console
 from rich.table import Table
 
 from mgd_ssl.bench.config import BenchConfig
+from mgd_ssl.bench.tables import stage_table, step_table
 from mgd_ssl.command_line import parse
 
 
 def main(argv: Sequence[str]) -> int:
     """Print a table, and the same as JSON on the last line."""
     config = parse(BenchConfig, argv, "mgd-ssl bench")
-    from mgd_ssl.bench.measure import measure, parts, views  # torch is loaded once the settings are known to be right
-    from mgd_ssl.bench.step import memory, peak_memory
+    from mgd_ssl.bench.measure import measure, memory, views  # torch is loaded once the settings are known to be right
 
-    if config.only in ("step", "bare", "published"):
-        print(json.dumps(peak_memory(config)))
-        return 0
     result: dict[str, Any] = {}
     console = Console()
     if config.only != "views":
         result |= measure(config)
-        if config.parts:
-            result |= parts(config)
         if config.memory:
             result |= memory(config)
         console.print(step_table(config, result))
@@ -37,25 +32,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def step_table(config: BenchConfig, result: dict[str, Any]) -> Table:
-    """The numbers of the step."""
-    table = Table(title=f"{config.teacher} -> {config.student}, {config.image_size} px, batch {config.batch_size}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, value in result.items():
-        table.add_row(name.replace("_", " "), str(value))
-    return table
-
-
 def views_table(config: BenchConfig, result: dict[str, Any]) -> Table:
-    """The numbers of the views."""
-    title = f"both views of an image of 500 x 375, {config.image_size} px, on one core"
-    table = Table(title=title, caption="us of CPU time; the ratio is the median of the rounds', and its spread")
-    for column in ("stage", "reference us", "fast us", "ratio", "fast images/s"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for name, cost in result["stages"].items():
-        ratio = f"{cost['ratio']} ({cost['spread']})"
-        table.add_row(name, str(cost["reference"]), str(cost["fast"]), ratio, f"{1e6 / cost['fast']:.0f}")
+    """The stages of the views, and how they reach the training process."""
+    table = stage_table(config.image_size, result["stages"])
     table.add_row("hand-over", str(result["handover_fresh_memory_us"]), str(result["handover_us"]), "", "")
     return table
 

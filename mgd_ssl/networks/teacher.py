@@ -1,16 +1,15 @@
 """The teacher: a frozen encoder, loaded and checked before anything depends on it."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.backbones import StageTap, stage_taps
+from mgd_ssl.networks.folding import fold_batch_norms
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 
@@ -80,13 +79,7 @@ class Teacher(nn.Module):
         return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]  # type: ignore[operator]
 
     def fold(self) -> None:
-        """Fold every BatchNorm into the convolution before it: the same maps, up to rounding, in fewer passes."""
+        """Fold BatchNorms into the convolutions before them: the same maps, up to rounding, in fewer passes."""
         if all(stage.norm for stage in self.stages):
             self._margins = self.margins()
-        for module in list(self.backbone.modules()):
-            names = [name for name, _ in module.named_children()]
-            for name, follower in pairwise(names):
-                convolution, norm = module.get_submodule(name), module.get_submodule(follower)
-                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-                    setattr(module, follower, nn.Identity())
+        fold_batch_norms(self.backbone, self)

@@ -47,10 +47,10 @@ def read_assignments(run: Run, notes: list[str]) -> dict[int, Assignment]:
         if path is None:
             notes.append("No checkpoint is left, so its assignments cannot be shown.")
             return {}
-        state = read_checkpoint(path)["mgd"]
+        last_parts = {name.rpartition(".")[2]: value for name, value in read_checkpoint(path)["guide"].items()}
         found = {
             int(name.removeprefix("assignment")): value.numpy()
-            for name, value in state.items()
+            for name, value in last_parts.items()
             if name.startswith("assignment")
         }
     except (UserError, KeyError, ValueError, AttributeError) as error:

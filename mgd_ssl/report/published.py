@@ -8,7 +8,7 @@ from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import flattened
+from mgd_ssl.settings import flattened, incomplete
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"
@@ -36,8 +36,9 @@ class Published:
 
     @property
     def recipe(self) -> PretrainConfig:
-        """Its settings."""
-        return load_toml(PretrainConfig, find_config(self.config))
+        """Its settings, without a folder and images."""
+        with incomplete():
+            return load_toml(PretrainConfig, find_config(self.config))
 
     @property
     def state(self) -> str:

@@ -180,7 +180,8 @@ def read_torch_file(path: Path) -> bytes:
             head = file.read(4)
             if not any(magic.startswith(head) for magic in MAGICS):
                 raise UserError(f"{path} is no torch checkpoint: pass a file written by torch.save")
-            content = head + file.read()
+            file.seek(0)  # rather than joined, which would copy the whole file
+            content = file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     try:

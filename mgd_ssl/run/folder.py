@@ -1,6 +1,5 @@
 """What a run's folder tells of its run."""
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import ELSEWHERE, sweep, write_whole, writing
+from mgd_ssl.files import ELSEWHERE, read_json, sweep, write_whole, writing
 from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
-from mgd_ssl.run.lock import JOBS, UNTRAINED
+from mgd_ssl.run.lock import JOBS, UNTRAINED, take
 from mgd_ssl.run.log_file import is_free
-from mgd_ssl.run.result import read_json, read_plain
+from mgd_ssl.run.result import read_plain
 from mgd_ssl.run.runtime import on_rank_zero
 
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
@@ -150,11 +149,8 @@ def run_folder(
             if not is_free(out, frozenset({JOBS})):
                 raise no_run(out)
             locks.append((out / ".lock").open("w"))
-            try:
-                # not flock, which the data workers would inherit and hold for seconds after this process was killed
-                fcntl.lockf(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+            if not take(locks[0]):
+                raise UserError(f"{out} is in use by another process: wait for it, or choose another --out")
             for folder in (out, out / "checkpoints", *(out / JOBS).glob("*/")):
                 sweep(folder)
             # asked under the lock: nobody can be about to train

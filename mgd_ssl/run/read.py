@@ -12,7 +12,7 @@ import numpy as np
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import sha256_of
+from mgd_ssl.files import read_json, sha256_of
 from mgd_ssl.run.result import Evaluation
 
 Rows = list[dict[str, Any]]
@@ -124,7 +124,7 @@ def is_run(folder: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        return {"config", "data", "teacher"} <= read_json(path).keys()
+        return {"config", "data", "teacher"} <= read_of_run(path).keys()
     except (UserError, OSError):
         return True
 
@@ -193,7 +193,7 @@ def read_run(folder: Path, name: str) -> Run:
         UserError: naming the file that is damaged or cannot be read.
     """
     config = folder / "config.json"
-    saved = read_json(config)
+    saved = read_of_run(config)
     for problem in problems(saved):
         raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
     return Run(
@@ -240,26 +240,21 @@ def is_finished(folder: Path) -> bool:
     path = folder / "result.json"
     if not path.is_file():
         return False
-    if "steps" not in read_json(path):
+    if "steps" not in read_of_run(path):
         raise UserError(f"{path} is damaged or no run's: remove it, the same command writes it anew")
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_of_run(path: Path) -> dict[str, Any]:
+    """The object in a run's JSON file.
 
     Raises:
         UserError: when it cannot be read or is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or leave this run out") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (no JSON object): restore it, or leave this run out")
-    return content
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: restore it, or leave this run out") from error
 
 
 def read_metrics(path: Path) -> Rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import ELSEWHERE, sha256_of, write_whole, writing
+from mgd_ssl.files import ELSEWHERE, read_json, sha256_of, write_whole, writing
 from mgd_ssl.run.environment import environment
 
 NAME = "result.json"
@@ -79,23 +79,6 @@ def damage(folder: Path, keys: Sequence[str], name: str) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A dictionary from a file.
-
-    Raises:
-        UserError: when it cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({'empty' if not path.stat().st_size else 'no JSON'})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (a {type(content).__name__} and no dictionary)")
-    return content
 
 
 def seal(content: dict[str, Any]) -> str:

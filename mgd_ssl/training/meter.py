@@ -57,9 +57,15 @@ class Meter:
         return {"losses": self.losses, "names": self.names, "sums": self.sums, "num_steps": self.num_steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned.
+
+        Raises:
+            ValueError: when there is not one sum for every name.
+        """
         self.losses, self.names, self.num_steps = state["losses"], state["names"], state["num_steps"]
         self.sums = state["sums"].to(self.device)
+        if self.sums.shape != (len(self.names),):
+            raise ValueError(f"meter holds sums {list(self.sums.shape)} of {len(self.names)} losses")
 
     def share(self) -> None:
         """Give every rank the average of the ranks' sums, so that the state of rank 0 speaks for all."""

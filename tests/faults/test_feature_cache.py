@@ -9,9 +9,11 @@ import pytest
 
 from linear_eval import feature_cache as cache
 from mgd_ssl.data.folder import ImageList
+from mgd_ssl.data.sources import Labelled
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from tests.linear_eval.conftest import weights
+from tests.runs import Noted
 from tests.two_processes import CPU
 
 HARMS = ["flip", "cut", "empty", "remove", "longer"]
@@ -35,10 +37,8 @@ def made(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def features(made: tuple[Path, FrozenBackbone, ImageList]) -> Features:
     folder, backbone, images = made
-    found = cache.cached_features(
-        folder, "val", backbone, images, np.arange(len(images)), CPU,
-        image_size=32, workers=0, report=lambda unreadable: None,
-    )  # fmt: skip
+    labelled = Labelled(images, np.arange(len(images)))
+    found = cache.FeatureCache(folder, backbone, CPU, image_size=32).features("val", labelled, Noted())
     return Features(found.values.copy(), found.labels.copy())
 
 

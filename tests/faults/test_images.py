@@ -32,14 +32,14 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.hugging_face import ArrowImages, saved_files
 from mgd_ssl.data.images import Images, Unreadable
 from mgd_ssl.data.pack import pack
-from mgd_ssl.data.samples import Backend, CentreCrops, PretrainBatch, TwoViews
-from mgd_ssl.data.shard_index import scan_shard
+from mgd_ssl.data.samples import Backend, CentreCrops, TwoViews
+from mgd_ssl.data.shard_scan import scan_shard
 from mgd_ssl.data.shards import ShardImages
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
-from mgd_ssl.tasks.moco import Losses
-from mgd_ssl.training.loop import Trainer
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
 from moco import ViewPolicy
 from tests.conftest import write_images
 from tests.runs import DEADLINE, flags, processes, tiny
@@ -566,18 +566,18 @@ def test_data_that_vanish_while_training_end_it_with_3(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "photos")
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def unmounted(self: Trainer, batch: PretrainBatch) -> Losses:
-        if self.step == 3:
+    def unmounted(self: Update, inputs: Any, finished: int) -> StepOutput:
+        if finished == 3:
             shutil.rmtree(tmp_path / "photos")
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
-    monkeypatch.setattr(Trainer, "train_step", unmounted)
+    monkeypatch.setattr(Update, "__call__", unmounted)
     arguments = ["pretrain", *flags(tiny(tmp_path / "photos", tmp_path / "run"))]
     assert main(arguments) == 3
     assert f"{tmp_path / 'photos' / 'train'} is gone: bring it back, then run the" in capsys.readouterr().err
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Update, "__call__", update)
     assert main(arguments) == 2  # nothing is trained, as there is nothing to open
     shutil.copytree(image_folder, tmp_path / "photos")
     assert main(arguments) == 0
@@ -587,14 +587,14 @@ def test_labelled_images_that_vanish_while_training_end_it_with_3(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "photos")
-    train_step = Trainer.train_step
+    update = Update.__call__
 
-    def emptied(self: Trainer, batch: PretrainBatch) -> Losses:
+    def emptied(self: Update, inputs: Any, finished: int) -> StepOutput:
         for path in (tmp_path / "photos" / "val").rglob("*.jpg"):
             path.unlink()
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
-    monkeypatch.setattr(Trainer, "train_step", emptied)
+    monkeypatch.setattr(Update, "__call__", emptied)
     photos = tmp_path / "photos"
     knn = {"train": photos / "train", "val": photos / "val", "every_epochs": 1, "k": 3}
     with pytest.raises(TrainingError, match="50 images tried in a row are unreadable"):

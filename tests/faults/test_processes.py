@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launchers.launch import main
 from mgd_ssl import pretrain
+from mgd_ssl.cli import main
 from tests.runs import assert_same_end, children, command, ended, flags, gone, processes, start, tiny, wait_for
 
 LONGEST = 4.0  # seconds a tiny run of two processes takes at most, so a kill comes before, within or after it

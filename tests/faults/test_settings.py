@@ -27,30 +27,32 @@ from launchers.config import LocalConfig, SlurmConfig
 from launchers.launch import main as launch
 from launchers.slurm import batch_script
 from launchers.sweep import read_sweep
-from linear_eval.linear import LinearConfig
+from linear_eval.command import LinearConfig
 from linear_eval.protocols import Protocol, load_protocol
 from mgd_ssl.bench.config import BenchConfig
+from mgd_ssl.command_line import CONFIGS, load_toml
 from mgd_ssl.commands.report import ReportConfig
-from mgd_ssl.config import KNNEvaluationConfig, PackConfig, PretrainConfig
-from mgd_ssl.demo.study import DemoConfig
+from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data.config import PackConfig
+from mgd_ssl.demo.config import DemoConfig
 from mgd_ssl.errors import UserError, exit_code
-from mgd_ssl.report.figures import curves, matching_pictures
+from mgd_ssl.evaluation.config import KNNEvaluationConfig
+from mgd_ssl.report.figures import curves
+from mgd_ssl.report.matching_figures import matching_pictures
 from mgd_ssl.report.sizes import size_rows
 from mgd_ssl.report.tables import rows
 from mgd_ssl.report.verdict import verdicts
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.read import read_runs
-from mgd_ssl.settings import CONFIGS, Settings, load_toml
+from mgd_ssl.settings import Settings
 
 PROTOCOL = load_protocol("moco").model_dump()
-MODELS: dict[type[Settings], dict[str, Any]] = {
-    **{
-        model: {}
-        for model in (
-            PretrainConfig, KNNEvaluationConfig, LinearConfig, PackConfig, BenchConfig, LinearBenchConfig, DemoConfig,
-            ReportConfig, LocalConfig, SlurmConfig,
-        )
-    },
+MODELS: dict[type[Settings], dict[str, Any]] = {  # with what is required
+    PretrainConfig: {"out": "run", "data": {"train": "photos"}},
+    KNNEvaluationConfig: {"checkpoint": "run", "data": "photos"},
+    LinearConfig: {"checkpoint": "run", "data": "photos"},
+    PackConfig: {"images": "photos", "out": "shards"},
+    **{model: {} for model in (BenchConfig, LinearBenchConfig, DemoConfig, ReportConfig, LocalConfig, SlurmConfig)},
     Protocol: PROTOCOL,
 }  # fmt: skip
 CONTROL = "\x00\x01\x07\x08\t\n\x0b\r\x1b\x7f\x85\x9b\u2028\u202e"
@@ -241,7 +243,7 @@ def test_a_toml_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_toml(PretrainConfig, tmp_path)
     bom = tmp_path / "bom.toml"
-    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\n")  # as Windows writes it
+    bom.write_bytes(b"\xef\xbb\xbfseed = 4\r\nout = 'run'\r\n[data]\r\ntrain = 'photos'\r\n")  # as Windows writes it
     assert load_toml(PretrainConfig, bom).seed == 4
 
 
@@ -411,14 +413,16 @@ def test_the_log_does_not_act_on_the_terminal(tmp_path: Path, capsys: pytest.Cap
 def write_run(folder: Path) -> None:
     """A small finished run as its files tell of it."""
     folder.mkdir(parents=True)
-    train = {"kind": "train", "step": 2, "epoch": 1.0, "loss": 1.0, "contrastive": 1.0, "distillation": 0.0,
+    train = {"kind": "train", "step": 2, "epoch": 1.0, "loss": 1.0, "contrastive": 1.0, "mgd": 0.0,
              "accuracy": 0.5, "lr": 0.03, "images_per_second": 9.0, "data_wait": 0.1}  # fmt: skip
     knn = {"kind": "knn", "step": 2, "epoch": 1.0, "top1": 50.0, "top5": 90.0, "random_top1": 9.0, "random_top5": 20.0,
            "protocol": "k-NN k=1"}  # fmt: skip
     matching = {"kind": "matching", "step": 0, "epoch": 0, "stage1_cost_before": None, "stage1_cost_after": 1.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (matching, train, knn)))
     saved = {
-        "config": PretrainConfig(out=folder, optim={"epochs": 1, "batch_size": 4}).model_dump(mode="json"),
+        "config": PretrainConfig(out=folder, data={"train": "photos"}, optim={"epochs": 1, "batch_size": 4}).model_dump(
+            mode="json"
+        ),
         "data": {"num_images": 8, "fingerprint": "f" * 64},
         "teacher": {"arch": "thin_resnet14", "sha256": "0" * 64, "prefix": ""},
         "environment": {"torch": "2"},

@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from mgd_ssl.run.event_file import EventFile
 from mgd_ssl.run.log_file import LogFile
 from mgd_ssl.run.metrics import MetricsFile
 from mgd_ssl.run.result import Evaluation
+from mgd_ssl.tasks import student
 from tests.conftest import write_images
 from tests.faults.disk import Disk, small_disk
 from tests.linear_eval.conftest import BASE, weights, write_protocol
@@ -108,8 +108,6 @@ def refuse(writer: object, disk: Disk, fault: str) -> None:
         appended._file = Refused(appended._file, number)
 
 
-pretrain_module = import_module("mgd_ssl.commands.pretrain")  # the package has a function of that name
-
 WRITERS: dict[str, tuple[Any, str, int]] = {  # the last is the call that meets the fault
     "metrics.jsonl": (MetricsFile, "write", 1),
     "log.txt": (LogFile, "emit", 1),
@@ -117,7 +115,7 @@ WRITERS: dict[str, tuple[Any, str, int]] = {  # the last is the call that meets 
     "TensorBoard": (EventFile, "add", 2),
     "checkpoint": (Checkpoints, "save", 1),
     "skipped files": (SkippedFiles, "_append", 1),
-    "encoder.pt": (pretrain_module, "serialised", 1),
+    "encoder.pt": (student, "serialised", 1),
 }
 
 
@@ -217,7 +215,7 @@ def test_matching_costs_meet_a_full_disk(
         save_costs(*args)
 
     reasons: list[str] = []
-    monkeypatch.setattr("mgd_ssl.training.loop.save_costs", full)
+    monkeypatch.setattr("mgd_ssl.tasks.pretraining.save_costs", full)
     code = main(["pretrain", *flags(tiny(image_folder, disk.folder / "run", teacher=teacher))])
     disk.mend()
     told = one_sentence(code, capsys.readouterr().err)

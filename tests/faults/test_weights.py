@@ -356,8 +356,8 @@ def test_a_state_of_another_version_is_refused_and_nothing_is_gone_back_from(
 ) -> None:
     again = settings("stopped")
     newest = again["out"] / "checkpoints" / "step_00000005.pt"
-    reseal(newest, lambda state: state.update(format=2))
-    with pytest.raises(UserError, match=r"has format 2, and this version reads 1: use the version of mgd_ssl") as error:
+    reseal(newest, lambda state: state.update(format=1))
+    with pytest.raises(UserError, match=r"has format 1, and this version reads 2: use the version of mgd_ssl") as error:
         pretrain(**again)
     sentence(error, newest)
     assert len(list(newest.parent.iterdir())) == 2
@@ -368,16 +368,16 @@ MISFITS: list[Callable[[dict[str, Any]], object]] = [
     lambda state: state.pop("metrics_bytes"),
     lambda state: state.update(metrics_bytes="many"),
     lambda state: state.update(meter=[1, 2]),
-    lambda state: state.update(meter={"sums": torch.zeros(77), "num_steps": 1}),
+    lambda state: state["meter"].update(sums=torch.zeros(77)),
     lambda state: state["state_dict"].pop("module.queue"),
     lambda state: state["state_dict"].update({3: torch.zeros(3)}),
     lambda state: state["state_dict"].update({"module.queue": torch.zeros(2, 3)}),
     lambda state: state["state_dict"].update({"module.queue": "a queue"}),
     lambda state: state.update(state_dict=None),
-    lambda state: state.update(mgd={}),
+    lambda state: state.update(guide={}),
     lambda state: state["optimizer"].update(param_groups=[]),
     lambda state: state["optimizer"].pop("state"),
-    lambda state: state["mgd"]["assignment2"].fill_(10_000),
+    lambda state: state["guide"]["terms.mgd.mgd.assignment2"].fill_(10_000),
 ]
 
 

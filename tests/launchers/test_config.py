@@ -12,8 +12,8 @@ from launchers.config import SlurmConfig, minutes
 from launchers.launch import CONFIGS, evaluation, main, with_out
 from launchers.slurm import batch_script
 from launchers.sweep import read_sweep
+from mgd_ssl.command_line import load_toml, parse
 from mgd_ssl.errors import UserError
-from mgd_ssl.settings import load_toml, parse
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,13 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run.mkdir()
     from mgd_ssl.config import PretrainConfig
 
-    old = PretrainConfig(seed=3).model_dump_json()
+    old = PretrainConfig(out=run, data={"train": "photos"}, seed=3).model_dump_json()
     (run / "config.json").write_text(f'{{"config": {old}}}')
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_00000003.pt").touch()  # else it never began, and may take other settings
     with pytest.raises(UserError, match=r"holds a run with other settings \(seed: 3 -> 0\): restore them, or choose"):
         main(["slurm", "--out", str(run), "--", *PRETRAIN])
-    assert [path.name for path in run.iterdir()] == ["config.json"]
+    assert {path.name for path in run.iterdir()} == {"config.json", "checkpoints"}
 
 
 def test_an_evaluation_finds_its_images(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from PIL import Image
 from linear_eval import feature_cache as cache
 from mgd_ssl.data import images as images_module
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.images import Unreadable
+from mgd_ssl.data.sources import Labelled
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
+from tests.runs import Noted
 from tests.two_processes import CPU
 
 Compute = Callable[..., Features]
@@ -34,13 +35,9 @@ def folder(tmp_path: Path) -> Path:
 def compute(folder: Path, tmp_path: Path, weights_file: Path) -> Compute:
     backbone = FrozenBackbone.load(weights_file)
 
-    def call(
-        labels: Sequence[int], report: Callable[[Sequence[Unreadable]], None] = lambda unreadable: None
-    ) -> Features:
-        return cache.cached_features(
-            tmp_path / "cache", "train", backbone, ImageList.scan(folder), np.array(labels), CPU,
-            image_size=32, workers=0, report=report,
-        )  # fmt: skip
+    def call(labels: Sequence[int], account: Noted | None = None) -> Features:
+        features = cache.FeatureCache(tmp_path / "cache", backbone, CPU, image_size=32)
+        return features.features("train", Labelled(ImageList.scan(folder), np.array(labels)), account or Noted())
 
     return call
 
@@ -51,8 +48,8 @@ def entry(tmp_path: Path) -> Path:
 
 
 def test_labels_are_those_of_the_call_and_not_of_the_cache(compute: Compute, tmp_path: Path) -> None:
-    noted: list[Unreadable] = []
-    first = compute(range(10), noted.extend)
+    noted = Noted()
+    first = compute(range(10), noted)
     replacement = int(first.labels[4])
     assert replacement != 4 and [int(x) for x in np.delete(first.labels, 4)] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     np.testing.assert_array_equal(first.values[4], first.values[replacement])  # its features too
@@ -60,7 +57,7 @@ def test_labels_are_those_of_the_call_and_not_of_the_cache(compute: Compute, tmp
     swapped = compute([9 - i for i in range(10)])
     assert swapped.labels.tolist() == [9 - int(label) for label in first.labels]  # of the replacement again
     np.testing.assert_array_equal(swapped.values, first.values)
-    assert entry(tmp_path).stat().st_mtime_ns == computed and len(noted) == 1
+    assert entry(tmp_path).stat().st_mtime_ns == computed and len(noted.unreadable) == 1
 
 
 @pytest.mark.parametrize("module", [images_module, "crop"])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from linear_eval import linear
 from mgd_ssl import cli
+from mgd_ssl.config import Decoding
 from mgd_ssl.data.sources import Labelled, scan_labelled
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.networks.backbones import build_encoder
@@ -64,13 +65,14 @@ def test_cached_features_serve_other_seeds_but_not_other_weights(settings: dict[
 def test_a_result_is_not_that_of_other_labels(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of the same names whose classes are numbered otherwise, as another data set may order them."""
 
-    def numbered_backwards(train: Path, val: Path) -> list[Labelled]:
+    def numbered_backwards(train: Path, val: Path, how: Decoding) -> list[Labelled]:
         return [
-            labelled._replace(labels=labelled.labels.max() - labelled.labels) for labelled in scan_labelled(train, val)
+            labelled._replace(labels=labelled.labels.max() - labelled.labels)
+            for labelled in scan_labelled(train, val, how)
         ]
 
     linear(**settings)
-    monkeypatch.setattr(sys.modules["linear_eval.linear"], "scan_labelled", numbered_backwards)
+    monkeypatch.setattr(sys.modules["linear_eval.command"], "scan_labelled", numbered_backwards)
     with pytest.raises(UserError, match=r"something else \(train_labels: .*val_labels: "):
         linear(**settings)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from linear_eval.feature_batches import LiveSource, Transform
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import CROP_AND_FLIP
 from mgd_ssl.networks.frozen import FrozenBackbone
@@ -17,6 +16,7 @@ from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
 from moco import draw_view, render_view
 from tests.conftest import write_images
+from tests.runs import Noted
 
 CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
 
@@ -28,11 +28,11 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
-def source(root: Path, told: list[Unreadable]) -> LiveSource:
+def source(root: Path, told: Noted) -> LiveSource:
     report = LoadReport(root, "", "pixels", "", 0, {})
     images = ImageList.scan(root)
     return LiveSource(
-        FrozenBackbone(Pixels(), report), images, np.arange(len(images)) * 10, Transform(), 24, 7, CPU, 0, told.extend
+        FrozenBackbone(Pixels(), report), images, np.arange(len(images)) * 10, Transform(), 24, 7, CPU, 0, told
     )
 
 
@@ -47,7 +47,7 @@ def seen(live: LiveSource, epochs: int) -> tuple[list[list[tuple[int, int]]], Te
 
 def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
     write_images(tmp_path, 8)
-    live = source(tmp_path, [])
+    live = source(tmp_path, Noted())
     keys, x, y = seen(live, 3)
     assert x.shape == (24, 3 * 24 * 24)
     crops: dict[int, list[Tensor]] = {}
@@ -55,7 +55,7 @@ def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
         image = live.images.open(index)
         view = draw_view(CROP_AND_FLIP, *image.size, seed=7, epoch=epoch, index=index, view=0)
         pixels = torch.from_numpy(np.array(render_view(image, view, 24)))[None]
-        assert torch.equal(features, CPU.images(pixels).flatten())
+        assert torch.equal(features, live.upload.images(pixels).flatten())
         assert label == 10 * index
         crops.setdefault(index, []).append(features)
     for one, two, three in crops.values():
@@ -64,10 +64,10 @@ def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
 
 def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path) -> None:
     write_images(tmp_path, 8)[2].write_bytes(b"no image")
-    told: list[Unreadable] = []
+    told = Noted()
     keys, _, y = seen(source(tmp_path, told), 1)
     labels = dict(zip([index for batch in keys for _, index in batch], y.tolist(), strict=True))
-    assert [failure.name for failure in told] == ["0002.jpg"]
+    assert [failure.name for failure in told.unreadable] == ["0002.jpg"]
     assert labels.pop(2) in {10 * index for index in range(8) if index != 2}
     assert labels == {index: 10 * index for index in range(8) if index != 2}
 

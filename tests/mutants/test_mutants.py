@@ -28,7 +28,7 @@ def test_quick_faults_are_noticed(name: str) -> None:
 
 
 def test_what_changes_nothing_survives() -> None:
-    harmless = Fault("", "0.5 * (1 + math", "1 * 0.5 * (1 + math", ("tests/test_schedule.py",), "learning_rate")
+    harmless = Fault("", "0.5 * (1 + math", "1 * 0.5 * (1 + math", ("tests/test_schedule.py",), "WarmupCosine")
     assert tried(harmless, harmless.tests) == "survived"
 
 

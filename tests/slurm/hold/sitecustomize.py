@@ -8,7 +8,6 @@ that rank raises there.
 import os
 import signal
 import time
-from importlib import import_module
 from pathlib import Path
 
 FAR = 300  # seconds after which a test has gone wrong
@@ -29,26 +28,26 @@ def _hold(folder: Path, step: str, signalled: list[int]) -> None:
 
 
 def _install() -> None:
-    pretrain = import_module("mgd_ssl.commands.pretrain")  # the package has a function of that name
     from mgd_ssl.run.stop import StopRequest
-    from mgd_ssl.training.loop import Trainer
+    from mgd_ssl.tasks import student
+    from mgd_ssl.training.update import Update
 
     name, _, steps = os.environ.get("HOLD", ":").partition(":")
     fail_step, _, fail_rank = os.environ.get("FAIL", ":").partition(":")
     signalled: list[int] = []
-    note, train_step, finish = StopRequest._note, Trainer.train_step, pretrain.finish
+    note, update, finish = StopRequest._note, Update.__call__, student.finish
 
     def noted(self, number, frame):  # type: ignore[no-untyped-def]
         signalled.append(number)
         note(self, number, frame)
 
-    def step(self, batch):  # type: ignore[no-untyped-def]
-        number = str(self.step + 1)
+    def step(self, inputs, finished):  # type: ignore[no-untyped-def]
+        number = str(finished + 1)
         if number in steps.split(","):
             _hold(Path(name), number, signalled)
         if number == fail_step and os.environ["RANK"] == fail_rank:
             raise ArithmeticError(f"rank {fail_rank} was told to fail")
-        return train_step(self, batch)
+        return update(self, inputs, finished)
 
     def finished(*args):  # type: ignore[no-untyped-def]
         result = finish(*args)
@@ -58,8 +57,8 @@ def _install() -> None:
         return result
 
     StopRequest._note = noted  # type: ignore[method-assign]
-    Trainer.train_step = step  # type: ignore[method-assign]
-    pretrain.finish = finished  # type: ignore[attr-defined]
+    Update.__call__ = step  # type: ignore[method-assign]
+    student.finish = finished
 
 
 if "HOLD" in os.environ or "FAIL" in os.environ:
