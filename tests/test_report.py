@@ -552,9 +552,8 @@ def test_matching_costs_are_those_of_the_newest_update(trained: Path) -> None:
     row = [json.loads(line) for line in lines if '"matching"' in line][-1]
     state = read_checkpoint(max((trained / "mgd" / "checkpoints").glob("*.pt")))["guide"]
     for i, cost in enumerate(costs.values(), start=1):
-        pairs = [
-            cost[s, t] for s, feeding in enumerate(state[f"terms.mgd.mgd.assignment{i}"].tolist()) for t in feeding
-        ]
+        assignment = state[f"terms.mgd.mgd.assignment{i}"].tolist()
+        pairs = [cost[s, t] for s, feeding in enumerate(assignment) for t in feeding]
         assert np.mean(pairs, dtype=np.float64) == pytest.approx(row[f"stage{i}_cost_after"], abs=1e-3)
 
 
