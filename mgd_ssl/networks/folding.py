@@ -81,7 +81,7 @@ def pairs_by_data_flow(network: nn.Module) -> list[Pair]:
         alone = len(sources[0].users) == 1 and calls[convolution] == calls[norm] == 1
         if alone and not {convolution, norm} & read and _is_pair(convolution, norm):
             pairs.append((convolution, norm))
-    return pairs  # type: ignore[return-value]  # `_is_pair` has asked
+    return pairs
 
 
 def _is_pair(convolution: nn.Module, norm: nn.Module) -> bool:
