@@ -23,11 +23,11 @@ from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.errors import Interrupted, UserError
+from mgd_ssl.files import read_json
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.backbones import build_backbone, initial_classifier, stage_taps, trunk
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import load_backbone
-from mgd_ssl.run.result import read_json
 from mgd_ssl.tasks.classification import Classification
 from mgd_ssl.tasks.classifier import GuidedClassifier
 from mgd_ssl.tasks.classify import classify

@@ -55,8 +55,10 @@ def test_trunk_gives_the_pooled_features_and_shares_the_weights(name: str) -> No
     features = trunk(network)
     expected = create_feature_extractor(network, {"flatten": "features"})(images)["features"]
     assert torch.equal(features(images), expected)
-    assert expected.shape == (2, network.fc.in_features)
-    own = {id(parameter) for parameter in network.parameters()} - {id(p) for p in network.fc.parameters()}
+    assert expected.shape == (2, network.get_parameter("fc.weight").shape[1])
+    own = {id(parameter) for parameter in network.parameters()} - {
+        id(p) for p in network.get_submodule("fc").parameters()
+    }
     assert {id(parameter) for parameter in features.parameters()} == own
 
 
@@ -82,7 +84,7 @@ def test_thin_networks_keep_nine_positions_of_a_small_image(name: str, last: int
     network = build_backbone(name)
     maps = create_feature_extractor(network, {stage: stage for stage in STAGES})(torch.zeros(2, 3, 48, 48))
     assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(24, 24), (12, 12), (6, 6), (3, 3)]
-    assert maps["layer4"].shape[1] == network.fc.in_features == last
+    assert maps["layer4"].shape[1] == network.get_parameter("fc.weight").shape[1] == last
     assert isinstance(network.get_submodule("layer1.0"), Bottleneck) == (name == "thin_resnet14")
 
 
