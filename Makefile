@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/.installed-dev
 	MGD_FAULTS=20 $(BIN)/python -m pytest -q -rs -n 2 tests/faults

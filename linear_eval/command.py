@@ -9,44 +9,25 @@ from pydantic import Field, field_validator
 
 from linear_eval.protocols import load_protocol
 from mgd_ssl.command_line import parse
-from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.errors import UserError
+from mgd_ssl.evaluation.config import EvaluationConfig
 from mgd_ssl.printable import printable
 from mgd_ssl.run.lock import UNTRAINED
-from mgd_ssl.settings import MAX_SEED, Required, Settings, each_once
+from mgd_ssl.settings import MAX_SEED, each_once
 
 if TYPE_CHECKING:
     from mgd_ssl.run.result import Evaluation
 
 
-class LinearConfig(Settings):
+class LinearConfig(EvaluationConfig):
     """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
 
-    checkpoint: Annotated[Path, Required("--checkpoint, a run folder or a file with a backbone")]
-    """Run folder, or file with a backbone: ours, MoCo's, torchvision's, or timm's ResNets saved by torch.save (not
-    safetensors); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed begins with."""
-    data: Annotated[Path, Required("--data, a folder with train/<class>/* and val/<class>/*")]
-    """Folder with train/<class>/* and val/<class>/*, or with shards in train and val."""
     protocol: str = "sweep"
     """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
     """Folder for the result, and for cached features; None: the run folder. Required for a file and for random:..."""
-    arch: str | None = None
-    """Architecture of the backbone; None: told from the shapes in the file."""
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0,), min_length=1)
     """One evaluation each; several give a mean and a standard deviation."""
-    image_size: int | None = Field(None, ge=16, le=MAX_SIZE)
-    """Edge of a crop in pixels; None: that of the run, 224 for a file."""
-    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
-    """Data processes for each training process; None: 1 on a CPU, its share of the cores with a GPU."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable images above which the evaluation stops."""
-    background: Background | None = None
-    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]; None: that of the run, white
-    for a file."""
-    max_pixels: MaxPixels | None = None
-    """Images with more pixels are unreadable; None: as in the run, 100 million for a file."""
-    runtime: RuntimeConfig = RuntimeConfig()
 
     @field_validator("seeds")
     @classmethod
@@ -84,7 +65,10 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = parse(LinearConfig, argv, "mgd-ssl linear")
+    from mgd_ssl.networks.untrained import untrained  # torch is loaded once the settings are known to be right
+
     load_protocol(config.protocol)
+    untrained(config.checkpoint)  # `random:` names an encoder
     return folder_of(config)
 
 

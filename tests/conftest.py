@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-# a shell starts jobs in the background with SIGINT ignored, and what these tests start would inherit that
+# a shell starts jobs in the background with SIGINT ignored and nohup with SIGHUP; these tests would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # tests run side by side on few cores
 os.environ.setdefault("MGD_SSL_CORES", "1")  # and so do the runs they start
 
@@ -27,6 +28,11 @@ def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] 
         Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
         paths.append(path)
     return paths
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for a real Slurm begins first: the other workers are busy meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ class Seen:
 def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Note what happens in the runs to come."""
     ask, update, normalise, save = Pretraining.inputs, Update.__call__, Upload.normalised, Checkpoints.save
-    reduce, loss, teach, vote = MGD.reduce, MGD.loss, Teacher.forward, knn.knn_accuracies
+    reduce, loss, teach, fold, vote = MGD.reduce, MGD.loss, Teacher.forward, Teacher.fold, knn.knn_accuracies
 
     def asking(self: Pretraining, batch: PretrainBatch, finished: int) -> tuple[Any, ...]:
         moco = self.module.moco
@@ -117,6 +117,10 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.distilled.append(([m.detach() for m in maps], targets, value.item()))
         return value
 
+    def folding(self: Teacher) -> None:
+        fold(self)
+        seen.teacher_maps.clear()  # of the images it was tried on
+
     def teaching(self: Teacher, pixels: Tensor) -> list[Tensor]:
         maps = teach(self, pixels)
         if seen.task is None and pixels.abs().sum() > 0:  # not the probe of the sizes
@@ -133,8 +137,8 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name, spy in (
         (Pretraining, "inputs", asking), (Update, "__call__", step), (Upload, "normalised", normalised),
-        (MGD, "reduce", reducing),
-        (MGD, "loss", distilling), (Teacher, "forward", teaching), (knn, "knn_accuracies", voting),
+        (MGD, "reduce", reducing), (MGD, "loss", distilling),
+        (Teacher, "forward", teaching), (Teacher, "fold", folding), (knn, "knn_accuracies", voting),
         (Checkpoints, "save", saving),
         (nn.Module, "compile", lambda self, *_, **__: seen.compiled.append(self)),
         (MGD, "compile", lambda self, *_, **__: seen.compiled.append(self)),

@@ -1,4 +1,4 @@
-"""What test_knn_command.py runs in two processes; a file of its own, so that they import little."""
+"""What commands/test_knn.py runs in two processes; a file of its own, so that they import little."""
 
 import json
 from collections.abc import Sequence

@@ -39,9 +39,11 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not, or the results would only be printed.
     """
     config = parse(KNNEvaluationConfig, argv, "mgd-ssl knn")
+    from mgd_ssl.networks.untrained import untrained  # torch is loaded once the settings are known to be right
     from mgd_ssl.run.folder import run_of
 
     checkpoint = config.checkpoint
+    untrained(checkpoint)  # `random:` names an encoder
     out = config.out or (checkpoint if checkpoint.is_dir() else run_of(checkpoint))
     if out is None:
         raise UserError(f"{checkpoint} lies in no run's folder: pass --out, the folder of the results")

@@ -72,7 +72,7 @@ def test_a_result_is_not_that_of_other_labels(settings: dict[str, Any], monkeypa
         ]
 
     linear(**settings)
-    monkeypatch.setattr(sys.modules["linear_eval.command"], "scan_labelled", numbered_backwards)
+    monkeypatch.setattr(sys.modules["linear_eval.evaluator"], "scan_labelled", numbered_backwards)
     with pytest.raises(UserError, match=r"something else \(train_labels: .*val_labels: "):
         linear(**settings)
 

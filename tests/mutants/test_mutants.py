@@ -28,12 +28,12 @@ def test_quick_faults_are_noticed(name: str) -> None:
 
 
 def test_what_changes_nothing_survives() -> None:
-    harmless = Fault("", "0.5 * (1 + math", "1 * 0.5 * (1 + math", ("tests/test_schedule.py",), "WarmupCosine")
+    harmless = Fault("", "0.5 * (1 + math", "1 * 0.5 * (1 + math", ("tests/training/test_schedule.py",), "WarmupCosine")
     assert tried(harmless, harmless.tests) == "survived"
 
 
 def test_tests_that_are_not_there_are_no_success() -> None:
-    assert tried(None, ("tests/test_schedule.py", "-k", "nowhere")) == "broken"
+    assert tried(None, ("tests/training/test_schedule.py", "-k", "nowhere")) == "broken"
 
 
 def sources(root: Path, **files: str) -> Path:

@@ -231,9 +231,8 @@ def test_a_pack_killed_anywhere_ends_like_one_that_was_not(
         assert times == {path: path.stat().st_mtime_ns for path in times}  # kept, not written again
 
 
-def test_a_pack_stopped_by_a_signal_goes_on(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def pack_stopped_in_the_third_shard(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack with a SIGTERM at an image of the third shard."""
     packed = Packing._packed
 
     def stopped(self: Packing, index: int) -> Any:
@@ -243,8 +242,14 @@ def test_a_pack_stopped_by_a_signal_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(Packing, "_packed", stopped)
-        with pytest.raises(Interrupted, match="stopped by SIGTERM after 2 of 4 shards: the same command continues"):
-            pack(**settings(photos, tmp_path / "out"))
+        pack(**settings(images, out))
+
+
+def test_a_pack_stopped_by_a_signal_goes_on(
+    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 2 of 4 shards: the same command continues"):
+        pack_stopped_in_the_third_shard(photos, tmp_path / "out", monkeypatch)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
     assert not list((tmp_path / "out").glob(".*.tmp"))
     with pytest.raises(UserError, match="out holds an unfinished pack: run the same `mgd-ssl pack` again"):
@@ -286,17 +291,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_shard_whose_parts_are_damaged_is_packed_again(
     photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, part: str, damage: str
 ) -> None:
-    packed = Packing._packed
-
-    def stopped(self: Packing, index: int) -> Any:
-        if index == 14:
-            signal.raise_signal(signal.SIGTERM)
-        return packed(self, index)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Packing, "_packed", stopped)
-        with pytest.raises(Interrupted):
-            pack(**settings(photos, tmp_path / "out"))
+    with pytest.raises(Interrupted):
+        pack_stopped_in_the_third_shard(photos, tmp_path / "out", monkeypatch)
     DAMAGE[damage](tmp_path / "out" / part)
     pack(**settings(photos, tmp_path / "out"))
     assert left_by(tmp_path / "out") == reference

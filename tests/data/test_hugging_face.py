@@ -25,8 +25,8 @@ from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.data.sources import open_images, scan_labelled
 from tests.conftest import write_images
+from tests.data.test_shards import contents, names, read_in_child
 from tests.runs import assert_same_end, processes, tiny
-from tests.test_shards import contents, names, read_in_child
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 import torchvision
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ from mgd_ssl.data.pack import pack
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import cell
 from mgd_ssl.report import figures, matching_figures, page, published
-from mgd_ssl.report.channels import binned
+from mgd_ssl.report.channels import binned, read_assignments
 from mgd_ssl.report.figures import POINTS, Picture, thinned
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.pictures import principal_components
@@ -555,6 +556,30 @@ def test_matching_costs_are_those_of_the_newest_update(trained: Path) -> None:
         assignment = state[f"terms.mgd.mgd.assignment{i}"].tolist()
         pairs = [cost[s, t] for s, feeding in enumerate(assignment) for t in feeding]
         assert np.mean(pairs, dtype=np.float64) == pytest.approx(row[f"stage{i}_cost_after"], abs=1e-3)
+
+
+def test_losses_of_earlier_versions_are_those_of_this_one(copied: Make) -> None:
+    """Once the distillation loss was logged before its weight, and as 0 where there was none."""
+    for kind, weight in (("mgd", 1e-4), ("moco", 0.0)):
+        folder = copied(kind, kind)
+        [run] = read_runs([folder])
+        now = [row for row in run.metrics if row["kind"] == "train"]
+        assert [("mgd" in row) for row in now] == [kind == "mgd"] * len(now)
+        then = [{k: v for k, v in row.items() if k != "mgd"} | {"distillation": row.get("mgd", 0.0) / (weight or 1)}
+                for row in now]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in then))
+        [run] = read_runs([folder])
+        assert run.rows("train") == [pytest.approx(row) for row in now]
+
+
+def test_assignments_are_those_of_the_newest_checkpoint(trained: Path) -> None:
+    [run], notes = read_runs([trained / "mgd"]), list[str]()
+    newest = max((trained / "mgd" / "checkpoints").glob("*.pt"))
+    saved = torch.load(newest, weights_only=True)["guide"]
+    found = read_assignments(run, notes)
+    assert notes == [f"Assignments as of {newest.name}."] and sorted(found) == [1, 2, 3, 4]
+    for stage, assignment in found.items():
+        assert assignment.tolist() == saved[f"terms.mgd.mgd.assignment{stage}"].tolist()
 
 
 def test_what_is_missing_is_said(copied: Make, tmp_path: Path) -> None:

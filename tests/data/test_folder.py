@@ -157,7 +157,7 @@ def test_odd_files_become_rgb(tmp_path: Path, name: str) -> None:
     images = ImageList.scan(tmp_path)
     opened = images.open(0)
     assert opened.mode == "RGB" and opened.size == (44, 30)
-    if name not in ("palette.png", "alpha.png", "sixteen.png"):  # those are in test_decode.py
+    if name not in ("palette.png", "alpha.png", "sixteen.png"):  # those are in data/test_decode.py
         with Image.open(tmp_path / name) as image:
             assert np.array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
     crops = CentreCrops(images, 32, seed=0).__getitems__([0])
