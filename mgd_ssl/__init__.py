@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mgd_ssl.config import ClassifyConfig as ClassifyConfig
     from mgd_ssl.config import PretrainConfig as PretrainConfig
     from mgd_ssl.distillation.guided_student import GuidedStudent as GuidedStudent
     from mgd_ssl.errors import Interrupted as Interrupted
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
     from mgd_ssl.mgd.reducers import REDUCERS as REDUCERS
     from mgd_ssl.networks.taps import FeatureTaps as FeatureTaps
     from mgd_ssl.networks.teacher import Teacher as Teacher
+    from mgd_ssl.tasks.classifier import GuidedClassifier as GuidedClassifier
+    from mgd_ssl.tasks.classify import ClassifyResult as ClassifyResult
+    from mgd_ssl.tasks.classify import classify as classify
     from mgd_ssl.tasks.moco import GuidedMoCo as GuidedMoCo
     from mgd_ssl.tasks.student import PretrainResult as PretrainResult
     from mgd_ssl.tasks.student import pretrain as pretrain
     from moco import MoCo as MoCo
 
 _HOMES = {
+    "ClassifyConfig": "mgd_ssl.config",
     "PretrainConfig": "mgd_ssl.config",
     "GuidedStudent": "mgd_ssl.distillation.guided_student",
     "Interrupted": "mgd_ssl.errors",
@@ -39,6 +44,9 @@ _HOMES = {
     "REDUCERS": "mgd_ssl.mgd.reducers",
     "FeatureTaps": "mgd_ssl.networks.taps",
     "Teacher": "mgd_ssl.networks.teacher",
+    "GuidedClassifier": "mgd_ssl.tasks.classifier",
+    "ClassifyResult": "mgd_ssl.tasks.classify",
+    "classify": "mgd_ssl.tasks.classify",
     "GuidedMoCo": "mgd_ssl.tasks.moco",
     "PretrainResult": "mgd_ssl.tasks.student",
     "pretrain": "mgd_ssl.tasks.student",

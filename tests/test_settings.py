@@ -264,7 +264,8 @@ def teacher(run: Runs) -> None:
     backbone.fc = nn.Identity()
     backbone.load_state_dict(weights)
     before_relu: list[Tensor] = []
-    backbone.layer4[-1].register_forward_hook(lambda module, inputs, output: before_relu.append(output))
+    last = list(backbone.get_submodule("layer4").children())[-1]
+    last.register_forward_hook(lambda module, inputs, output: before_relu.append(output))
     with torch.no_grad():
         backbone(pixels)
         torch.testing.assert_close(network(pixels)[3].relu(), before_relu[0], rtol=1e-3, atol=1e-4)

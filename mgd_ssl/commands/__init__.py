@@ -23,6 +23,11 @@ COMMANDS = {
     "pretrain": Command(
         "mgd_ssl.commands.pretrain", "pretrain a student with MoCo v2, guided by a teacher through MGD", True
     ),
+    "classify": Command(
+        "mgd_ssl.commands.classify",
+        "train a classifier on labelled images, guided by a teacher through MGD and KD",
+        True,
+    ),
     "linear": Command(
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),

@@ -7,13 +7,14 @@ in both processes. Here the workers write into the slots of a ring and send the 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import Dataset
 
 from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.loader import PREFETCH, batches
-from mgd_ssl.data.samples import PretrainBatch, Space, TwoViews
+from mgd_ssl.data.samples import Space
 from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.run.log import logger
 
@@ -21,9 +22,26 @@ SPARE = 2  # slots more with a GPU, which may still be copying from them while t
 
 Key = tuple[int, int]
 Filled = tuple[int, int, list[Unreadable]]  # slot, images in it, what could not be decoded
+Batch = TypeVar("Batch", covariant=True)
 
 
-class Ring:
+class Filling(Protocol[Batch]):
+    """A data set that writes its batches to memory it is given."""
+
+    def space(self, num_images: int) -> Space:
+        """Memory for a batch."""
+        ...
+
+    def fill(self, keys: Sequence[Key], space: Space) -> list[Unreadable]:
+        """Write a batch; what there is to tell of its files is returned."""
+        ...
+
+    def batch(self, space: Space, unreadable: list[Unreadable]) -> Batch:
+        """What `fill` has written, in place."""
+        ...
+
+
+class Ring(Generic[Batch]):
     """Slots of shared memory: given out to be filled in turn, and given back when their batch was used.
 
     Args:
@@ -36,7 +54,7 @@ class Ring:
         UserError: when there is not enough shared memory.
     """
 
-    def __init__(self, dataset: TwoViews, batch_size: int, num_slots: int, device: torch.device) -> None:
+    def __init__(self, dataset: Filling[Batch], batch_size: int, num_slots: int, device: torch.device) -> None:
         self.dataset, self.device = dataset, device
         spaces = [dataset.space(batch_size) for _ in range(num_slots)]
         try:
@@ -58,7 +76,7 @@ class Ring:
                 copied.synchronize()  # hardly ever waits: the slot was given back some batches ago
             yield slot, batch
 
-    def read(self, filled: Iterable[Filled]) -> Iterator[PretrainBatch]:
+    def read(self, filled: Iterable[Filled]) -> Iterator[Batch]:
         """The batches, in place; each is overwritten some time after the next one is asked for."""
         for slot, count, unreadable in filled:
             views, rows = self.spaces[slot]
@@ -76,7 +94,7 @@ class Ring:
 class _Slots(Dataset[Filled]):
     """What the workers see: fills the slot that comes with the keys."""
 
-    def __init__(self, dataset: TwoViews, spaces: list[Space]) -> None:
+    def __init__(self, dataset: Filling[Any], spaces: list[Space]) -> None:
         self.dataset, self.spaces = dataset, spaces
 
     def __getitems__(self, request: tuple[int, Sequence[Key]]) -> Filled:
@@ -86,8 +104,8 @@ class _Slots(Dataset[Filled]):
 
 @contextmanager
 def view_batches(
-    dataset: TwoViews, keys: Iterable[Sequence[Key]], batch_size: int, workers: int, device: torch.device
-) -> Iterator[Iterator[PretrainBatch]]:
+    dataset: Filling[Batch], keys: Iterable[Sequence[Key]], batch_size: int, workers: int, device: torch.device
+) -> Iterator[Iterator[Batch]]:
     """Iterator over the batches of a training; the workers end with the block.
 
     A batch may be read until the next one is asked for; then its memory is written to again. On a GPU copies that
@@ -111,7 +129,7 @@ def view_batches(
 
 
 @contextmanager
-def _pinned(ring: Ring, device: torch.device) -> Iterator[None]:
+def _pinned(ring: Ring[Any], device: torch.device) -> Iterator[None]:
     """Lock the ring's memory for copies to a GPU that do not wait; without a GPU do nothing."""
     if device.type != "cuda":
         yield

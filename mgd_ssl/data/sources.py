@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mgd_ssl.config import USUAL, Decoding
+from mgd_ssl.data import cub
 from mgd_ssl.data.folder import ImageList, is_image
 from mgd_ssl.data.hugging_face import SUFFIXES, ArrowImages, is_saved, saved_files
 from mgd_ssl.data.images import Images, read_regular
@@ -26,7 +27,8 @@ def open_images(path: Path, how: Decoding = USUAL) -> Images:
     Args:
         path: a folder of images; tar shards as the folder they lie in, one .tar file, a pattern like `dir/*.tar`, or
             a text file with a path a line, relative to it; a Hugging Face data set as the folder of `save_to_disk`, or
-            as .arrow or .parquet files, named in the same ways.
+            as .arrow or .parquet files, named in the same ways; CUB_200_2011/train or /val, though there are no such
+            folders.
         how: they are decoded.
 
     Raises:
@@ -40,6 +42,8 @@ def open_images(path: Path, how: Decoding = USUAL) -> Images:
 def _open(path: Path) -> Images:
     if path.is_dir():
         return _open_folder(path)
+    if cub.is_part(path):
+        return cub.open_part(path)
     if path.is_file():
         return open_files([path] if path.suffix in FILES else listed(path))
     if found := matching(path):
@@ -58,7 +62,7 @@ def open_files(paths: Sequence[Path]) -> Images:
 
 def is_there(path: Path) -> bool:
     """Whether `open_images` has something to open."""
-    return path.exists() or bool(matching(path))
+    return path.exists() or cub.is_part(path) or bool(matching(path))
 
 
 def matching(pattern: Path) -> list[Path]:

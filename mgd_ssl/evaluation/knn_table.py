@@ -16,7 +16,7 @@ from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.order import few_labels
 from mgd_ssl.data.samples import decoding_as_in
-from mgd_ssl.data.sources import Labelled, scan_labelled
+from mgd_ssl.data.sources import Labelled, is_there, scan_labelled
 from mgd_ssl.data.unreadable import TOLD, added, composited, over_ranks
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
@@ -63,7 +63,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
     """
     checkpoint, data = config.checkpoint, config.data
     for split in ("train", "val"):
-        if not (data / split).exists():
+        if not is_there(data / split):
             raise UserError(f"{data / split} is not there: --data needs train/<class>/* and val/<class>/* in it")
     with process(config.runtime) as runtime:
         path = on_rank_zero(lambda: find_evaluated(checkpoint))

@@ -40,6 +40,8 @@ class MGD(nn.Module):
         margins: [C_t] of every stage (see `relu_margin`); the constant of an untrained BatchNorm when None.
         reducer: name in `REDUCERS`.
         stage_weights: factor of every stage; 1/2 from stage to stage up to 1 for the last when None (published).
+        drop_remainder: let the first G * C_s teacher channels alone compete, unless each student channel takes one,
+            as the published program did where C_t is no multiple of C_s; else all compete.
 
     State: `margin<i>` [C_t] and `assignment<i>` [C_s, G] are buffers and `norms` a BatchNorm2d a stage, so all of
     it is part of the state dict. The assignments are unset until `rematch` or a loaded state.
@@ -56,6 +58,7 @@ class MGD(nn.Module):
         margins: Sequence[Tensor] | None = None,
         reducer: str = "amp",
         stage_weights: Sequence[float] | None = None,
+        drop_remainder: bool = False,
     ) -> None:
         super().__init__()
         num_stages = len(student_channels)
@@ -69,6 +72,7 @@ class MGD(nn.Module):
             raise ValueError(f"reducer is {reducer!r}: choose one of {', '.join(REDUCERS)}")
         self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
         self.reducer = REDUCERS[reducer]
+        self.drop_remainder = drop_remainder and not self.reducer.takes_one
         self.norms = nn.ModuleList(nn.BatchNorm2d(c_s) for c_s in student_channels)
         for i, (c_s, c_t) in enumerate(zip(student_channels, teacher_channels, strict=True)):
             if c_s > c_t:
@@ -161,7 +165,8 @@ class MGD(nn.Module):
         """
         changes, assignments = [], []
         for cost, old in zip(costs, self.assignments, strict=True):
-            new = assign(cost, per_student=old.shape[1]).to(old.device)  # [C_s, G]
+            competing = cost[:, : old.numel()] if self.drop_remainder else cost
+            new = assign(competing, per_student=old.shape[1]).to(old.device)  # [C_s, G]
             before = total_cost(cost, old) / old.numel() if self._matched else None
             stays = (new[:, :, None] == old[:, None, :]).any(dim=2)  # [C_s, G]
             changes.append(StageMatch(before, total_cost(cost, new) / new.numel(), 1 - stays.double().mean().item()))

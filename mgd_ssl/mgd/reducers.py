@@ -78,6 +78,29 @@ def random_drop(
     return sparse(teacher_map, margin, assignment.gather(1, drawn))
 
 
+def random_drop_everywhere(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Random drop as in the published program: one channel of the group for every image, student channel and position,
+    and the margin of another one, drawn for itself."""
+    n, _, h, w = teacher_map.shape
+    channels, group = assignment.shape
+    device = assignment.device
+    drawn = torch.randint(group, (n, channels, h, w), generator=generator, device=device)
+    drawn_margin = torch.randint(group, (channels,), generator=generator, device=device)
+    return taken(teacher_map, margin, assignment, drawn, drawn_margin)
+
+
+def taken(
+    teacher_map: Tensor, margin: Tensor, assignment: Tensor, drawn: Tensor, drawn_margin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and margin of given places, 0 to G - 1, in the groups: drawn [N, C_s, H, W] and drawn_margin [C_s]."""
+    target = _select(teacher_map, assignment[:, 0])
+    for place, channels in enumerate(assignment.T[1:], start=1):
+        target = torch.where(drawn == place, _select(teacher_map, channels), target)
+    return target, margin[assignment.gather(1, drawn_margin[:, None])[:, 0]]
+
+
 def sparse(teacher_map: Tensor, margin: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
     """The one matched channel (the first of the group); its margin."""
     return _select(teacher_map, assignment[:, 0]), margin[assignment[:, 0]]
@@ -97,5 +120,6 @@ REDUCERS = {
     "max": Reducer(max_pool),
     "mean": Reducer(mean_pool),
     "random_drop": Reducer(random_drop, draws=True),
+    "random_drop_everywhere": Reducer(random_drop_everywhere, draws=True),
     "sparse": Reducer(sparse, takes_one=True),
 }

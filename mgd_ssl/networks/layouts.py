@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.backbones import FAMILIES
 from mgd_ssl.networks.plain import check_names
 from mgd_ssl.printable import shown
 
-ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, so what stands before it is the prefix
+ANCHORS = [family.anchor for family in FAMILIES]  # what stands before one of them is the prefix
 
 
 def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -25,13 +26,16 @@ def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _prefix(state: dict[str, Tensor], path: Path) -> str:
-    prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
+    prefixes = [key.removesuffix(anchor) for key in state for anchor in ANCHORS if key.endswith(anchor)]
     queries = [prefix for prefix in prefixes if prefix.endswith("encoder_q.")]  # MoCo: not the EMA encoder
     chosen = queries or prefixes
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
-        raise UserError(f"{path} holds no ResNet (no key ends in {ANCHOR!r}): pass a ResNet's checkpoint")
+        raise UserError(
+            f"{path} holds no ResNet (no key ends in {ANCHORS[0]!r}) and no other network that is known by name: "
+            "pass a checkpoint of one"
+        )
     several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
     raise UserError(f"{path} holds several networks ({several}): save the one you want alone")
 

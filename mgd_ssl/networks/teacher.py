@@ -1,13 +1,14 @@
 """The teacher: a frozen encoder, loaded and checked before anything depends on it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torchvision.models.resnet import ResNet
+from torch import Tensor, nn
 
+from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
-from mgd_ssl.networks.backbones import stage_taps
+from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.folding import fold_batch_norms
 from mgd_ssl.networks.frozen import Frozen
 from mgd_ssl.networks.taps import FeatureTaps
@@ -20,37 +21,59 @@ class Teacher(Frozen):
     It is an input of a run: not wrapped in DDP, not in the checkpoint (its path and hash are).
 
     Args:
-        backbone: trained network; its `fc` is not used.
+        backbone: trained network, with or without its classifier.
         report: how it was loaded.
+        stages: where it is read; None: before the last ReLU of every stage.
     """
 
-    def __init__(self, backbone: ResNet, report: LoadReport | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, report: LoadReport | None = None, stages: Sequence[StageTap] | None = None
+    ) -> None:
         super().__init__(backbone, report)
-        self.stages = stage_taps(backbone)
-        self.channels = [stage.channels for stage in self.stages]  # C_t a stage
-        self.taps = FeatureTaps(backbone, [stage.relu for stage in self.stages])
+        self.read(stage_taps(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
 
     @classmethod
-    def load(cls, path: Path, arch: str | None = None) -> "Teacher":
+    def load(cls, path: Path, arch: str | None = None, with_classifier: bool = False) -> "Teacher":
         """Load strictly (see `load_backbone`)."""
-        return cls(*load_backbone(path, arch))
+        return cls(*load_backbone(path, arch, with_classifier))
+
+    def read(self, stages: Sequence[StageTap]) -> None:
+        """Yield the maps of these stages from now on."""
+        self.stages = list(stages)
+        self.channels = [stage.channels for stage in self.stages]  # C_t a stage
+        self.taps = FeatureTaps(self.backbone, [stage.relu for stage in self.stages])
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """Pre-ReLU maps [N, C_t, H, W] of every stage for images [N, 3, H, W]."""
+        return self.watched(images)[0]
+
+    @torch.no_grad()
+    def watched(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The maps of `forward`, and what the backbone returns: logits, or features where it has no classifier."""
         with self.taps.record() as maps:
-            self.backbone(images)
-        return maps
+            output = self.backbone(images)
+        return maps, output
 
     def margins(self) -> list[Tensor]:
-        """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap."""
+        """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap.
+
+        Raises:
+            UserError: where there is none.
+        """
         if self._margins is not None:
             return self._margins
+        if unnormed := [stage.relu for stage in self.stages if not stage.norm]:
+            raise UserError(
+                f"no BatchNorm's output alone enters the teacher's {unnormed[0]}, so its margins are not known: set "
+                "mgd.margin to 'measured'"
+            )
         norms = [self.backbone.get_submodule(stage.norm) for stage in self.stages]
         return [relu_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]  # type: ignore[operator]
 
     def fold(self) -> None:
         """Fold BatchNorms into the convolutions before them: the same maps, up to rounding, in fewer passes."""
-        self._margins = self.margins()
+        if all(stage.norm for stage in self.stages):
+            self._margins = self.margins()
         fold_batch_norms(self.backbone, self)

@@ -4,11 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torchvision.models.resnet import ResNet
+from torch import nn
 
 from mgd_ssl.errors import UserError, nearest
-from mgd_ssl.networks.backbones import BACKBONES, initial_encoder
+from mgd_ssl.networks.backbones import BACKBONES, initial_encoder, set_head
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.lock import UNTRAINED
@@ -54,7 +53,7 @@ def find_evaluated(checkpoint: Path) -> Path:
     return find_weights(checkpoint) if chosen is None else Path(str(chosen))
 
 
-def load_evaluated(path: Path, arch: str | None = None) -> tuple[ResNet, LoadReport]:
+def load_evaluated(path: Path, arch: str | None = None) -> tuple[nn.Module, LoadReport]:
     """`load_backbone`, or an untrained backbone.
 
     Args:
@@ -70,7 +69,7 @@ def load_evaluated(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRep
     if arch not in (None, chosen.arch):
         raise UserError(f"{path} is a {chosen.arch}, not a {arch}: leave --arch out")
     backbone = initial_encoder(chosen.arch, 1, None, chosen.seed)
-    backbone.fc = torch.nn.Identity()
+    set_head(backbone, nn.Identity())
     digest = hashlib.sha256(str(chosen).encode())
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

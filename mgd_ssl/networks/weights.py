@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torchvision.models.resnet import ResNet
+from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.backbones import BACKBONES, build_backbone
+from mgd_ssl.networks.backbones import (
+    BACKBONES,
+    build_backbone,
+    family_of,
+    head_of,
+    num_classes_of,
+    set_head,
+    without_head,
+)
 from mgd_ssl.networks.layouts import MOST_TOLD, _group, _prefix, _tensors
 from mgd_ssl.networks.plain import casts, check_plain, check_values
 from mgd_ssl.printable import shown
@@ -31,6 +38,7 @@ class LoadReport(NamedTuple):
     unused: dict[str, int]  # what else the file holds: first part of the key -> number of tensors
     cast: tuple[tuple[str, int], ...] = ()  # types that became float32, and how many tensors
     untrained_seed: int | None = None  # of weights drawn at random; None: they are the file's
+    classes: int | None = None  # of the classifier that was loaded with it
 
     def __str__(self) -> str:
         if self.untrained_seed is not None:
@@ -45,7 +53,7 @@ class LoadReport(NamedTuple):
         )
 
 
-def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadReport]:
+def load_backbone(path: Path, arch: str | None = None, with_classifier: bool = False) -> tuple[nn.Module, LoadReport]:
     """A trained backbone from a file: MoCo's checkpoints, ours, or a plain torchvision state dict.
 
     Every tensor of the backbone but the classifier must be there with its shape, dense, of floating point and finite
@@ -54,9 +62,10 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     Args:
         path: of the file.
         arch: key of `BACKBONES`; told from the shapes when None.
+        with_classifier: keep the file's classifier, if it has one of whatever number of classes.
 
     Returns:
-        The backbone with `fc` removed (an identity), and how its keys were mapped.
+        The backbone with its classifier removed (an identity) unless it was kept, and how its keys were mapped.
 
     Raises:
         UserError: naming the file, the first tensor at fault and the remedy.
@@ -64,17 +73,17 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     content = read_torch_file(path)
     state = _tensors(parsed(content, path), path)
     prefix = _prefix(state, path)
-    found = {
-        key.removeprefix(prefix): value
-        for key, value in state.items()
-        if key.startswith(prefix) and not key.removeprefix(prefix).startswith("fc.")
-    }
+    whole = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    arch = arch or _fitting_arch(whole, path)
+    backbone = _for_classes(arch, whole, path) if with_classifier and not prefix.endswith("encoder_q.") else None
+    classes = None if backbone is None else num_classes_of(backbone)
+    if backbone is None:
+        backbone = build_backbone(arch)
+        set_head(backbone, nn.Identity())
+    found = whole if classes else without_head(backbone, whole)
     check_plain(found, path)
-    arch = arch or _fitting_arch(found, path)
-    backbone = build_backbone(arch)
-    backbone.fc = torch.nn.Identity()
 
-    _check_fits(found, _shapes(arch), arch, path)
+    _check_fits(found, _shapes(arch) if classes is None else _shapes_of(backbone), arch, path)
     _check_trained(found, path)
     missing, unexpected = backbone.load_state_dict(found, strict=False)
     assert not unexpected and all(key.endswith(OPTIONAL) for key in missing)  # _check_fits has seen to it
@@ -82,8 +91,19 @@ def load_backbone(path: Path, arch: str | None = None) -> tuple[ResNet, LoadRepo
     others = (key for key in state if key.removeprefix(prefix) not in found)
     unused = Counter(_group(key) for key in others)
     sha256 = hashlib.sha256(content).hexdigest()
-    report = LoadReport(path, sha256, arch, prefix, len(found), dict(unused), casts(found))
+    report = LoadReport(path, sha256, arch, prefix, len(found), dict(unused), casts(found), classes=classes)
     return backbone, report
+
+
+def _for_classes(arch: str, whole: dict[str, Tensor], path: Path) -> nn.Module | None:
+    """A network with a classifier of as many classes as that of a file, None where the file has no such classifier."""
+    usual = _without_values(arch)
+    name = family_of(usual).classifier
+    head = {key: value for key, value in whole.items() if key.startswith(f"{name}.")}
+    last = list(head_of(usual).state_dict(prefix=f"{name}."))[-1]  # bias of the last layer
+    if head.keys() != head_of(usual).state_dict(prefix=f"{name}.").keys() or head[last].ndim != 1:
+        return None
+    return build_backbone(arch, len(head[last]))
 
 
 def md5_of(path: Path) -> str:
@@ -93,19 +113,32 @@ def md5_of(path: Path) -> str:
 
 
 @cache
-def _shapes(arch: str) -> dict[str, torch.Size]:
+def _without_values(arch: str) -> nn.Module:
     with torch.device("meta"):
-        return {k: v.shape for k, v in build_backbone(arch).state_dict().items() if not k.startswith("fc.")}
+        return build_backbone(arch)
 
 
-def _fitting_arch(found: dict[str, Tensor], path: Path) -> str:
-    shapes = {key: value.shape for key, value in found.items()}
+@cache
+def _shapes(arch: str) -> dict[str, torch.Size]:
+    backbone = _without_values(arch)
+    return without_head(backbone, _shapes_of(backbone))
+
+
+def _shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
+    """The architecture whose tensors, the classifier's left out, have these shapes."""
 
     def mismatches(arch: str) -> int:
+        shapes = {key: value.shape for key, value in without_head(_without_values(arch), whole).items()}
         return len([k for k, _ in _shapes(arch).items() ^ shapes.items() if not k.endswith(OPTIONAL)])
 
     best = min(BACKBONES, key=mismatches)
     if mismatches(best):
+        found = without_head(_without_values(best), whole)
+        check_plain(found, path)
         _check_fits(found, _shapes(best), best, path)
     return best
 

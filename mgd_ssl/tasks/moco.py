@@ -83,7 +83,6 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
     """
     moco_config, mgd_config = config.moco, config.mgd
     encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
-    taps = stage_taps(encoder)
     moco = MoCo(
         encoder,
         moco_config.dim,
@@ -95,13 +94,17 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
     )
     if teacher is None:
         return GuidedMoCo(moco, Guide(encoder))
+    # the stages that both have, by their number
+    read = {stage.stage: stage for stage in teacher.stages}
+    taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
+    teacher.read([read[tap.stage] for tap in taps])
     try:
         mgd = MGD(
             [tap.channels for tap in taps],
             teacher.channels,
             teacher.margins() if mgd_config.margin == "teacher" else None,
             mgd_config.reducer,
-            mgd_config.stage_weights,
+            [mgd_config.stage_weights[tap.stage - 1] for tap in taps],
         )
     except ValueError as error:
         raise UserError(f"{config.student} cannot learn from {config.teacher}: {error}") from error

@@ -24,7 +24,7 @@ from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import initial_encoder, trunk
+from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
@@ -179,9 +179,9 @@ class Pretraining:
             row = self.evaluate()
             self.session.row("knn", row)
             knn = {name: value for name, value in row.items() if name != "protocol"}
-        backbone = self.module.moco.encoder_q.state_dict()
-        plain = {name: value.cpu().contiguous() for name, value in backbone.items() if not name.startswith("fc.")}
-        return {"knn": knn}, plain
+        encoder = self.module.moco.encoder_q
+        backbone = without_head(encoder, encoder.state_dict())
+        return {"knn": knn}, {name: value.cpu().contiguous() for name, value in backbone.items()}
 
     # parts
 

@@ -1,5 +1,6 @@
 """A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -169,13 +170,22 @@ def description(config: PretrainConfig, images: Images, teacher: Teacher | None)
 
 
 def finished_run(out: Path) -> dict[str, Any] | None:
+    """`finished_result` of a pretraining."""
+    return finished_result(out, RESULT)
+
+
+def finished_result(out: Path, keys: Sequence[str]) -> dict[str, Any] | None:
     """The result of a run that is finished; None when it is not, or a damaged result can be made anew.
+
+    Args:
+        out: the run's folder.
+        keys: of its result.
 
     Raises:
         UserError: when it cannot: training would start from nothing.
     """
     try:
-        result, told = read_result(out, RESULT, ENCODER), ""
+        result, told = read_result(out, keys, ENCODER), ""
         if result is None and (out / ENCODER).exists():
             told = f"{out / 'result.json'} is missing"
     except UserError as error:

@@ -24,3 +24,32 @@ class WarmupCosine:
         if epoch < self.warmup_epochs:
             return self.peak * (0.001 + 0.999 * epoch / self.warmup_epochs)
         return self.peak * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+@dataclass(frozen=True)
+class WarmupDecay:
+    """Linear warm-up over whole epochs, then steps down, a power of what is left, or a cosine, as supervised training
+    has them; steps down and powers by epoch."""
+
+    peak: float  # learning rate the warm-up leads to
+    epochs: int  # length of the run
+    steps_per_epoch: int
+    shape: Literal["milestones", "poly", "cosine"] = "milestones"
+    milestones: tuple[int, ...] = ()  # epochs from which on it is another `factor` lower, counted from 0
+    factor: float = 0.1
+    power: float = 0.9  # of poly
+    warmup_epochs: int = 0
+    warmup_start: float = 0.1  # share of the peak in the first epoch
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        epoch = step // self.steps_per_epoch
+        if epoch < self.warmup_epochs:
+            return self.peak * (self.warmup_start + (1 - self.warmup_start) * epoch / self.warmup_epochs)
+        if self.shape == "milestones":
+            return self.peak * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.shape == "poly":
+            return self.peak * (1 - epoch / self.epochs) ** self.power
+        warm = self.warmup_epochs * self.steps_per_epoch
+        share = (step - warm) / max(1, self.epochs * self.steps_per_epoch - warm)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * share))

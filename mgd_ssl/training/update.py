@@ -91,11 +91,14 @@ class Update:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool = False
+) -> torch.optim.SGD:
     """SGD over the parameters that want a gradient, with its momentum at zero."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
-    optimizer = torch.optim.SGD(trained, lr, momentum, weight_decay=weight_decay, fused=trained[0].is_cuda)
+    options: dict[str, Any] = {"weight_decay": weight_decay, "nesterov": nesterov, "fused": trained[0].is_cuda}
+    optimizer = torch.optim.SGD(trained, lr, momentum, **options)
     if momentum:
         # torch's fused kernel leaves them uninitialised when the scaler skips the very first step
         for parameter in trained:

@@ -9,6 +9,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone, build_encoder, stage_taps, trunk
+from mgd_ssl.networks.taps import FeatureTaps
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
 
@@ -18,7 +19,10 @@ def on_meta(name: str) -> ResNet:
         return build_backbone(name)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+RESNETS = [name for name in BACKBONES if "resne" in name]
+
+
+@pytest.mark.parametrize("name", RESNETS)
 def test_taps_are_the_last_block_of_each_stage(name: str) -> None:
     network = on_meta(name)
     channels = []
@@ -39,6 +43,33 @@ def test_taps_are_the_last_block_of_each_stage(name: str) -> None:
         assert tap.norm == f"{stage}.{last[0]}.{norms[-1]}"
 
 
+READ = {  # maps before a ReLU for an image of 64 pixels: edge and channels of stages 1 to 4
+    "mobilenet_v1": [(16, 128), (8, 256), (4, 512), (2, 1024)],
+    "mobilenet_v2": [(16, 144), (8, 192), (4, 384), (2, 960)],
+    "mobilenet_v2_moved_stride": [(8, 192), (4, 384), (2, 960)],
+    "shufflenet_v2_x0_5": [(8, 48), (4, 96), (2, 192)],
+    "shufflenet_v2_x1_0": [(8, 116), (4, 232), (2, 464)],
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_mobile_networks_are_read_before_a_relu(name: str) -> None:
+    torch.manual_seed(0)
+    network, taps = build_backbone(name).eval(), stage_taps(build_backbone(name))
+    rectified: dict[str, torch.Tensor] = {}
+    for tap in taps:
+        relu = network.get_submodule(tap.relu)
+        assert isinstance(relu, nn.ReLU | nn.ReLU6)
+        relu.register_forward_hook(lambda module, inputs, output, name=tap.relu: rectified.update({name: output}))
+    with torch.no_grad(), FeatureTaps(network, [tap.relu for tap in taps]).record() as maps:
+        network(torch.randn(2, 3, 64, 64))
+    assert [(map_.shape[3], map_.shape[1]) for map_ in maps] == READ[name]
+    assert [64 // 2 ** (tap.stage + 1) for tap in taps] == [map_.shape[2] for map_ in maps]
+    for tap, map_ in zip(taps, maps, strict=True):
+        assert map_.min() < 0 and tap.channels == map_.shape[1]
+        assert torch.equal(network.get_submodule(tap.relu)(map_), rectified[tap.relu])
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_state_dict_keys_are_torchvisions(name: str) -> None:
     with torch.device("meta"):
@@ -55,8 +86,10 @@ def test_trunk_gives_the_pooled_features_and_shares_the_weights(name: str) -> No
     features = trunk(network)
     expected = create_feature_extractor(network, {"flatten": "features"})(images)["features"]
     assert torch.equal(features(images), expected)
-    assert expected.shape == (2, network.fc.in_features)
-    own = {id(parameter) for parameter in network.parameters()} - {id(p) for p in network.fc.parameters()}
+    assert expected.shape == (2, network.get_parameter("fc.weight").shape[1])
+    own = {id(parameter) for parameter in network.parameters()} - {
+        id(p) for p in network.get_submodule("fc").parameters()
+    }
     assert {id(parameter) for parameter in features.parameters()} == own
 
 
@@ -82,7 +115,7 @@ def test_thin_networks_keep_nine_positions_of_a_small_image(name: str, last: int
     network = build_backbone(name)
     maps = create_feature_extractor(network, {stage: stage for stage in STAGES})(torch.zeros(2, 3, 48, 48))
     assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(24, 24), (12, 12), (6, 6), (3, 3)]
-    assert maps["layer4"].shape[1] == network.fc.in_features == last
+    assert maps["layer4"].shape[1] == network.get_parameter("fc.weight").shape[1] == last
     assert isinstance(network.get_submodule("layer1.0"), Bottleneck) == (name == "thin_resnet14")
 
 

@@ -1,0 +1,177 @@
+"""Student and teacher of a classification from its settings: loaded, fitted to the classes and to each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mgd_ssl.config import ClassifyConfig
+from mgd_ssl.distillation.guide import Guide
+from mgd_ssl.distillation.kd import LogitDistillation
+from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.errors import UserError
+from mgd_ssl.mgd.mgd import MGD
+from mgd_ssl.networks.backbones import StageTap, initial_classifier, stage_taps, without_head
+from mgd_ssl.networks.taps import FeatureTaps
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.run.folder import find_weights
+from mgd_ssl.run.log import logger
+from mgd_ssl.run.runtime import on_rank_zero
+from mgd_ssl.tasks.classifier import GuidedClassifier
+
+USUAL_STUDENT = "resnet18"
+
+
+class Beginning(NamedTuple):
+    """The student before its first step."""
+
+    network: nn.Module
+    arch: str
+    report: LoadReport | None  # None: random weights
+
+
+def begin(config: ClassifyConfig, num_classes: int) -> Beginning:
+    """The student with a classifier of so many classes, on the CPU.
+
+    Raises:
+        UserError: for weights that do not fit, or an architecture that is not known.
+    """
+    if config.student_weights is None:
+        arch = config.student or USUAL_STUDENT
+        return Beginning(initial_classifier(arch, num_classes, config.seed), arch, None)
+    path = config.student_weights
+    loaded, report = load_backbone(on_rank_zero(lambda: find_weights(path)), config.student, with_classifier=True)
+    if report.classes == num_classes:
+        return Beginning(loaded, report.arch, report)
+    fresh = initial_classifier(report.arch, num_classes, config.seed)
+    own = {name: value for name, value in loaded.state_dict().items() if name in _trunk_keys(fresh)}
+    fresh.load_state_dict({**fresh.state_dict(), **own})
+    return Beginning(fresh, report.arch, report)
+
+
+def _trunk_keys(network: nn.Module) -> set[str]:
+    return set(without_head(network, network.state_dict()))
+
+
+def load_teacher(config: ClassifyConfig, num_classes: int) -> Teacher | None:
+    """The teacher, with its classifier where its logits are needed.
+
+    Raises:
+        UserError: when it is of another task than the student.
+    """
+    if config.teacher is None:
+        return None
+    path = config.teacher
+    teacher = Teacher.load(
+        on_rank_zero(lambda: find_weights(path)), config.teacher_arch, with_classifier=config.kd.weight > 0
+    )
+    assert teacher.report is not None
+    classes = teacher.report.classes
+    if config.kd.weight > 0 and classes != num_classes:
+        found = "no classifier" if classes is None else f"a classifier of {classes} classes"
+        raise UserError(
+            f"the teacher {teacher.report.path} has {found} and the student {num_classes} classes: "
+            "fine-tune the teacher on the same labels (mgd-ssl classify --student-weights), or set kd.weight to 0"
+        )
+    return teacher
+
+
+def build(config: ClassifyConfig, student: nn.Module, teacher: Teacher | None) -> GuidedClassifier:
+    """The student with its guide, on the CPU; of the teacher the taps that are not matched are left out.
+
+    Raises:
+        UserError: when student and teacher do not fit each other or the image size.
+    """
+    smoothing = config.optim.label_smoothing
+    if teacher is None:
+        return GuidedClassifier(student, Guide(student), smoothing)
+    terms: dict[str, nn.Module] = {}
+    weights: dict[str, float] = {}
+    taps: list[StageTap] = []
+    if config.mgd.weight > 0:
+        taps, mgd = matched(config, student, teacher)
+        terms["mgd"], weights["mgd"] = MatchedMaps(mgd, config.seed), config.mgd.weight
+    if config.kd.weight > 0:
+        terms["kd"], weights["kd"] = LogitDistillation(config.kd.temperature), config.kd.weight
+    if not terms:
+        raise UserError("mgd.weight and kd.weight are 0: set one above 0, or leave the teacher out")
+    return GuidedClassifier(student, Guide(student, [tap.relu for tap in taps], terms, weights), smoothing)
+
+
+def matched(config: ClassifyConfig, student: nn.Module, teacher: Teacher) -> tuple[list[StageTap], MGD]:
+    """The student's taps and their matching; the teacher reads the same stages afterwards."""
+    settings = config.mgd
+    taps = [tap for tap in stage_taps(student) if settings.stage_weights[tap.stage - 1] > 0]
+    by_stage = {tap.stage: tap for tap in teacher.stages}
+    taps = [tap for tap in taps if tap.stage in by_stage]
+    if not taps:
+        raise UserError("mgd.stage_weights leave out every stage that both networks have: give one a weight above 0")
+    check_sizes(config.data.image_size, student, teacher.backbone, taps, by_stage)
+    teacher.read([by_stage[tap.stage] for tap in taps])
+    try:
+        mgd = MGD(
+            [tap.channels for tap in taps],
+            teacher.channels,
+            _margins(settings.margins_from, teacher) if settings.margin == "teacher" else None,
+            settings.reducer,
+            [settings.stage_weights[tap.stage - 1] for tap in taps],
+            settings.drop_remainder,
+        )
+    except ValueError as error:
+        raise UserError(f"the student cannot learn from {config.teacher}: {error}") from error
+    return taps, mgd
+
+
+def _margins(path: Path | None, teacher: Teacher) -> list[Tensor]:
+    if path is None:
+        return teacher.margins()
+    assert teacher.report is not None
+    other = Teacher.load(on_rank_zero(lambda: find_weights(path)), teacher.report.arch)
+    other.read(teacher.stages)
+    return other.margins()
+
+
+def check_sizes(
+    size: int, student: nn.Module, teacher: nn.Module, taps: Sequence[StageTap], by_stage: dict[int, StageTap]
+) -> None:
+    """Raise UserError unless both networks' maps have one spatial size in every stage, above 1 x 1, naming the stages
+    that do not fit and those that do."""
+    ours = map_sizes(student, [tap.relu for tap in taps], size)
+    theirs = map_sizes(teacher, [by_stage[tap.stage].relu for tap in taps], size)
+    pairs = list(zip(taps, ours, theirs, strict=True))
+    odd = [f"{tap.stage} ({s} and {t})" for tap, s, t in pairs if s != t]
+    fitting = [str(tap.stage) for tap, s, t in pairs if s == t]
+    if odd:
+        raise UserError(
+            f"maps of student and teacher differ at data.image_size {size} in stage {', '.join(odd)}; those that fit: "
+            f"{', '.join(fitting) or 'none'}: set mgd.stage_weights of the others to 0"
+        )
+    if flat := [str(tap.stage) for tap, s, _ in pairs if s == [1, 1]]:
+        raise UserError(
+            f"the maps of stage {', '.join(flat)} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
+            "choose larger images, or set its weight in mgd.stage_weights to 0"
+        )
+
+
+@torch.no_grad()
+def map_sizes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
+    """[H, W] of the maps that modules are given for images of this size."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    with FeatureTaps(network, names).record() as maps:
+        network(torch.zeros(1, 3, size, size))
+    for module, mode in modes.items():
+        module.training = mode
+    return [list(map_.shape[2:]) for map_ in maps]
+
+
+def tell_beginning(beginning: Beginning, num_classes: int) -> None:
+    """One line on where the student's weights come from."""
+    if beginning.report is None:
+        logger.info("student: %s with random weights", beginning.arch)
+    else:
+        kept = "kept" if beginning.report.classes == num_classes else "drawn anew"
+        logger.info("student %s; its classifier of %d classes is %s", beginning.report, num_classes, kept)
