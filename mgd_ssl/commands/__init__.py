@@ -32,6 +32,11 @@ COMMANDS = {
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
     "knn": Command("mgd_ssl.commands.knn", "k-NN accuracy of a trained backbone on a labelled folder", True),
+    "embed": Command(
+        "mgd_ssl.commands.embed",
+        "write the features of all images of a source to a file, and search it by an image",
+        True,
+    ),
     "export": Command(
         "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
     ),
