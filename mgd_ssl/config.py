@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
 
+MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
+DEVIATION = (0.229, 0.224, 0.225)
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
 
 
