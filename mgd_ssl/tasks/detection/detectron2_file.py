@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from mgd_ssl.data.upload import DEVIATION
 from mgd_ssl.errors import UserError
@@ -148,5 +149,5 @@ def _take_our_images(network: nn.Module) -> None:
     stem.weight.copy_(stem.weight.flip(1) * scale[:, None, None])
     for stage in (2, 3, 4):
         block = network.get_submodule(f"layer{stage}.0")
-        if hasattr(block, "conv3"):
+        if isinstance(block, Bottleneck):
             block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
