@@ -18,8 +18,8 @@ from mgd_ssl.networks.backbones import build_backbone, set_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.tasks.detection.build import build
 from mgd_ssl.tasks.detection.config import DetectConfig
-from mgd_ssl.tasks.detection.detection import length
 from mgd_ssl.tasks.detection.detect import LearningRate
+from mgd_ssl.tasks.detection.detection import length
 from mgd_ssl.tasks.detection.norms import group_norm
 from mgd_ssl.tasks.detection.padding import PaddedSeen
 from mgd_ssl.tasks.detection.samples import Prepared, padded
@@ -70,7 +70,7 @@ def replay(path: Path) -> None:
     assert isinstance(matched, MatchedMaps)
     mgd = matched.mgd
 
-    images, sizes = batch_of(recorded["sizes"], 10 * seed)
+    images, _ = batch_of(recorded["sizes"], 10 * seed)
     assert list(images.shape) == recorded["padded_shape"].tolist()
     close(images[:, :, 60:68, 64:72], recorded["padded_corner"], 1e-5, 1e-6)
     seen = {"t": teacher(images), "s": method.student_maps(images)}

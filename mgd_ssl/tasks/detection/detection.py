@@ -139,7 +139,8 @@ class Detection:
             changes, costs = rematch(self.mgd, self._student_maps, self._teacher_maps, seen, measured)
         self.module.train()
         on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
-        tell_when(changes, f"after step {self.session.step}")
+        step = self.session.step
+        tell_when(changes, f"after step {step}" if step else "before training")
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
 
     def _student_maps(self, seen: Padded) -> list[Tensor]:
