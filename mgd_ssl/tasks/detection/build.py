@@ -10,6 +10,7 @@ from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detector import Detector
+from mgd_ssl.tasks.detection.faster_rcnn import FasterRCNNDetector
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
 from mgd_ssl.tasks.detection.norms import group_norm, set_norms
 from mgd_ssl.tasks.detection.padding import PaddedMaps
@@ -47,10 +48,10 @@ def build_detector(config: DetectConfig, beginning: Beginning, num_classes: int)
     stride = stem_stride(body)
     set_norms(body, settings.norm, settings.group_norm_last_blocks)
     freeze(body, settings.frozen_stages)
-    if settings.kind != "retinanet":
-        raise UserError(f"network.kind is {settings.kind!r}: choose retinanet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(config.seed, "heads"))
+        if settings.kind == "faster_rcnn":
+            return FasterRCNNDetector(body, channels, stride, num_classes, settings.pyramid_channels)
         return RetinaNetDetector(
             body, channels, stride, num_classes, settings.pyramid_channels, settings.loss_normaliser
         )

@@ -32,6 +32,7 @@ from mgd_ssl.tasks.detection.uploaded import Padded, Uploaded
 from mgd_ssl.tasks.pretraining import share_norm_statistics
 from mgd_ssl.training.task import Event
 from moco.dist import rank, world_size
+from moco.keyed import keyed_seed
 
 PASSES_OF_1X = 90_000 * 16 / 117_266  # over COCO's training images that have a box
 
@@ -99,6 +100,8 @@ class Detection:
                 maps = self.teacher(seen.images)
             valid = self._valid(seen, maps)
             targets = self.module.guide.prepare(PaddedSeen(maps, valid=valid), step)
+        # which anchors and proposals a Faster R-CNN learns from is drawn by torch: a function of the step, as all else
+        torch.manual_seed(keyed_seed(self.config.seed, "sampling", step, rank()))
         return seen.images, seen.sizes, batch.targets(self.runtime.device), targets
 
     def _valid(self, seen: Padded, maps: Sequence[Tensor]) -> list[Tensor]:
