@@ -174,7 +174,7 @@ EVALUATION = [
     Fault("few labels: no class is kept", "max(1, round(share * len(members)))", "round(share * len(members))", KNN),
     Fault("features not normalised", "F.normalize(features, dim=1) if normalise else features", "features", FEATURES),
     Fault("features in training mode", "trunk.eval()", "pass", FEATURES),
-    Fault("all modules left in evaluation mode", "module.training = mode", "pass", FEATURES, "extract_features"),
+    Fault("all modules left in evaluation mode", "module.training = mode", "pass", FEATURES, "FeatureExtractor"),
     Fault("label of the unreadable image", "labels[used.numpy()]", "labels[indices]", FEATURES),
     Fault("monitor: queries vote", "knn_accuracy(bank, queries,", "knn_accuracy(queries, bank,", SETTINGS),
     Fault("linear: top-5 is top-6", "(rank < 5)", "(rank < 6)", HEADS),
