@@ -28,6 +28,11 @@ COMMANDS = {
         "train a classifier on labelled images, guided by a teacher through MGD and KD",
         True,
     ),
+    "detect": Command(
+        "mgd_ssl.commands.detect",
+        "train a detector on COCO's format, guided by a teacher through MGD; evaluate one",
+        True,
+    ),
     "linear": Command(
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
