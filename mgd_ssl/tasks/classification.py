@@ -17,7 +17,7 @@ from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.data.labelled_crops import LabelledBatch, RandomCrops, SomeOf
 from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.order import TrainingOrder, few_labels, subset
-from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.ring import ring_workers, view_batches
 from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.data.sources import Labelled
 from mgd_ssl.data.unreadable import SkippedFiles
@@ -72,7 +72,8 @@ class Classification:
         self.session, self.runtime = session, session.runtime
         self.steps_per_epoch = len(parts.chosen) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.workers = self.runtime.data_workers(config.data.workers)
+        crop_bytes = 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.workers = ring_workers(self.runtime, config.data.workers, crop_bytes)
         self.upload = Upload(self.runtime)
         self.account = self._account("train", parts.train)
         self.val_account = self._account("val", parts.val)
@@ -100,7 +101,7 @@ class Classification:
         """Images, labels and the guide's targets."""
         self.account.note(batch.unreadable)
         images = self.upload.images(batch.images)  # [N, 3, H, W]
-        labels = batch.labels.to(self.runtime.device)
+        labels = self.upload.labels(batch.labels)
         targets: dict[str, Any] = {}
         if self.teacher is not None:
             with self.runtime.autocast():

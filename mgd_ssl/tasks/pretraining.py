@@ -14,7 +14,7 @@ from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.order import TrainingOrder, subset
-from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.ring import ring_workers, view_batches
 from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, decoding_of, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
@@ -55,7 +55,8 @@ class Pretraining:
         self.images, self.session, self.runtime = images, session, session.runtime
         self.steps_per_epoch = len(images) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.workers = self.runtime.data_workers(config.data.workers)
+        view_bytes = 2 * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
         self.account = self._account("train", images)
         self.monitor = self._monitor()
@@ -123,7 +124,6 @@ class Pretraining:
             reading = replace(
                 self._evaluating(self.account),
                 batch_size=max(1, config.optim.batch_size // world_size()),
-                pin=self.runtime.device.type == "cuda",
                 progress=progress,
             )
             with one_pass(crops, seen, reading) as batches:
@@ -150,7 +150,8 @@ class Pretraining:
         return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
 
     def _evaluating(self, account: SkippedFiles) -> Reading:
-        return Reading(workers=self.workers, account=account, stop=self.session.stop)
+        pin = self.runtime.device.type == "cuda"
+        return Reading(workers=self.workers, pin=pin, account=account, stop=self.session.stop)
 
     # state
 
