@@ -5,6 +5,8 @@ exp(similarity / T).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import faiss
 import numpy as np
@@ -156,6 +158,12 @@ def _search_gpu(
 ) -> tuple[np.ndarray, np.ndarray]:
     number = torch.cuda.current_device() if device is None or device.index is None else device.index
     return faiss.knn_gpu(
-        faiss.StandardGpuResources(), queries, bank, k,
+        _gpu_resources(), queries, bank, k,
         metric=faiss.METRIC_INNER_PRODUCT, device=number, vectorsMemoryLimit=GPU_MEMORY,
     )  # fmt: skip
+
+
+@cache
+def _gpu_resources() -> Any:
+    """Streams and scratch memory of faiss, of which a process needs one set: making them takes and frees gigabytes."""
+    return faiss.StandardGpuResources()
