@@ -142,6 +142,8 @@ def test_few_labels_are_a_function_of_the_seed_and_stratified() -> None:
 
 def test_a_process_has_one_set_of_resources_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
+    bank, queries = features(60, 3, seed=1), features(17, 3, seed=2)
+    expected = knn_accuracy(bank, queries, 4, 0.1)
 
     def resources() -> object:
         made.append(object())
@@ -155,8 +157,6 @@ def test_a_process_has_one_set_of_resources_on_the_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
     monkeypatch.setattr(knn, "_has_gpu", lambda device: True)
     monkeypatch.setattr(knn, "GPU_CHUNK", 5)
-    bank, queries = features(60, 3, seed=1), features(17, 3, seed=2)
-    expected = knn_accuracy(bank, queries, 4, 0.1)
     knn._gpu_resources.cache_clear()
     assert knn_accuracy(bank, queries, 4, 0.1, torch.device("cuda", 0)) == expected
     assert len(made) == 1
