@@ -23,7 +23,7 @@ from mgd_ssl.data.sources import Labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.validation import validate
 from mgd_ssl.files import write_whole, writing
@@ -142,7 +142,10 @@ class Classification:
             with one_pass(CentreCrops(images, config.data.image_size, config.seed), seen, reading) as batches:
                 crops = (self.upload.images(batch.images) for batch in batches)
                 measured = config.mgd.margin == "measured"
-                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, crops, measured)
+                looks: list[Maps] = [self.module.student_maps, self.teacher]
+                if config.runtime.compile:
+                    looks = [padded(maps, reading.batch_size) for maps in looks]
+                changes, costs = rematch(self.mgd, looks[0], looks[1], crops, measured)
         self.module.train()
         on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
         tell(changes, epoch)
@@ -229,9 +232,9 @@ class Classification:
 
     def _compile(self) -> None:
         for network in [self.module.student, *([self.teacher.backbone] if self.teacher is not None else [])]:
-            network.compile()  # in place: the names in the state dict stay
+            network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
-            self.mgd.compile()
+            self.mgd.compile(dynamic=False)
 
 
 def update_of(config: ClassifyConfig, task: Classification) -> Update:

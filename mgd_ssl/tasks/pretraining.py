@@ -19,7 +19,7 @@ from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_ba
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
@@ -126,14 +126,22 @@ class Pretraining:
                 batch_size=max(1, config.optim.batch_size // world_size()),
                 progress=progress,
             )
+            student, teacher = self._whole_batches(reading.batch_size)
             with one_pass(crops, seen, reading) as batches:
                 images = (self.upload.images(batch.images) for batch in batches)
                 measured = config.mgd.margin == "measured"
-                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, images, measured)
+                changes, costs = rematch(self.mgd, student, teacher, images, measured)
         self.module.train()
         on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
         tell(changes, epoch)
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
+
+    def _whole_batches(self, size: int) -> tuple[Maps, Maps]:
+        """Student and teacher for a matching update; compiled ones see batches of one size."""
+        assert self.teacher is not None
+        if not self.config.runtime.compile:
+            return self.module.student_maps, self.teacher
+        return padded(self.module.student_maps, size), padded(self.teacher, size)
 
     def evaluate(self) -> dict[str, Any]:
         """k-NN of the student as it is, beside its initial state and the teacher."""
@@ -211,9 +219,9 @@ class Pretraining:
     def _compile(self) -> None:
         networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
         for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
-            network.compile()  # in place: the names in the state dict stay
+            network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
-            self.mgd.compile()
+            self.mgd.compile(dynamic=False)
 
 
 def update_of(config: PretrainConfig, task: Pretraining) -> Update:
