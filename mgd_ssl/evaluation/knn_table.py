@@ -74,7 +74,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         backbone, report = load_evaluated(path, config.arch)
         network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
-            network.compile()
+            network.compile(dynamic=False)
         decoding = decoding_as_in(run, config.background, config.max_pixels)
         sets = scan_labelled(data / "train", data / "val", decoding)
         check_ks(config, sets[0].labels)
