@@ -3,12 +3,10 @@
 import torch
 from torch import Tensor
 
+from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.run.runtime import Runtime
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as in MoCo
-DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Upload:

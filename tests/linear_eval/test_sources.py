@@ -11,8 +11,8 @@ from linear_eval.feature_batches import LiveSource, Transform
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import CROP_AND_FLIP
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
 from moco import draw_view, render_view
 from tests.conftest import write_images
