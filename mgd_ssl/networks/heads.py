@@ -54,6 +54,11 @@ def head_widths(head: nn.Module) -> list[tuple[int, int]]:
     return [(layer.in_features, layer.out_features) for layer in head.modules() if isinstance(layer, nn.Linear)]
 
 
+def output_width(head: nn.Module) -> int:
+    """Size of the embedding."""
+    return head_widths(head)[-1][1]
+
+
 def _layer(part: Mapping[str, Tensor], path: Path, number: int) -> nn.Module:
     if "running_mean" in part and part["running_mean"].ndim == 1:
         if "num_batches_tracked" not in part:

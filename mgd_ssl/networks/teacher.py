@@ -81,6 +81,12 @@ class Teacher(nn.Module):
             output = self.backbone(images)
         return maps, output
 
+    @torch.no_grad()
+    def seen(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Maps of every stage, embedding [N, dim] where it has a head, and pooled feature [N, d] of images."""
+        maps, feature = self.watched(images)
+        return maps, None if self.head is None else self.head(feature), feature
+
     def margins(self) -> list[Tensor]:
         """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap.
 
