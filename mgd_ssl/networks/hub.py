@@ -27,7 +27,7 @@ RESNET_AS = {  # what torchvision's networks do
 VIT_NAMES = (
     (r"embeddings\.cls_token", "cls_token"),
     (r"embeddings\.mask_token", "mask_token"),
-    (r"embeddings\.register_tokens", "reg_token"),
+    (r"embeddings\.register_tokens", "register_tokens"),  # as DINOv2 calls them
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", "blocks.{0}.attn.proj."),

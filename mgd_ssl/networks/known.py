@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mgd_ssl.networks.layouts import PLAIN
 
-NON_COMMERCIAL = "CC-BY-NC 4.0 (not for commercial use)"
+NON_COMMERCIAL = "CC-BY-NC 4.0 (non-commercial)"
 MOCO, MOCO3 = "https://github.com/facebookresearch/moco", "https://github.com/facebookresearch/moco-v3"
 SWAV, DINO = "https://github.com/facebookresearch/swav", "https://github.com/facebookresearch/dino"
 DINO2 = "https://github.com/facebookresearch/dinov2"
