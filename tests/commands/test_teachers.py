@@ -73,6 +73,14 @@ def test_names_are_told_apart_and_licences_are_given() -> None:
     assert all((each.licence == NON_COMMERCIAL) == each.name.startswith(fair) for each in KNOWN)
 
 
+def test_the_docs_list_every_known_file_and_layout() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+    for each in KNOWN:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {each.name}") and each.file in line)
+        assert f"| {each.arch} | {each.top1:g} | {each.licence} |" in row and each.source in row
+    assert all(name in page for layout in LAYOUTS for name in layout.name.replace("v1/v2", "v1").split(", "))
+
+
 def test_a_backbone_of_nobody_known_has_no_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(backbone().state_dict(), tmp_path / "resnet50.pth")
     assert main(["teachers", str(tmp_path / "resnet50.pth")]) == 0
