@@ -45,6 +45,7 @@ COMMANDS = {
     "export": Command(
         "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
     ),
+    "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),

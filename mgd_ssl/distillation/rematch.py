@@ -73,7 +73,7 @@ def rematch(
     return changes, costs
 
 
-def padded(maps: Maps, size: int) -> Maps:
+def padded(maps: Maps[Tensor], size: int) -> Maps[Tensor]:
     """The same maps from whole batches alone: a smaller one is filled up with its first image, whose maps are cut off.
 
     A compiled network would be compiled anew for a last batch of another size. In eval mode no image sees another.

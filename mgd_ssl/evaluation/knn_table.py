@@ -24,9 +24,9 @@ from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated, untrained
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.result import Evaluation

@@ -136,7 +136,7 @@ class Pretraining:
         tell(changes, epoch)
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
 
-    def _whole_batches(self, size: int) -> tuple[Maps, Maps]:
+    def _whole_batches(self, size: int) -> tuple[Maps[Tensor], Maps[Tensor]]:
         """Student and teacher for a matching update; compiled ones see batches of one size."""
         assert self.teacher is not None
         if not self.config.runtime.compile:

@@ -12,8 +12,8 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import CROP_AND_FLIP
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
 from moco import ViewKey, draw_view, render_view
 from tests.conftest import write_images
