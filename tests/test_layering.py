@@ -13,6 +13,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["printable"],
     ["errors"],
     ["files", "settings", "mgd"],
+    ["term_settings"],
     ["config", "command_line", "console"],
     ["run"],
     ["networks", "training"],

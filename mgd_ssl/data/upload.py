@@ -28,8 +28,8 @@ class Upload:
         self._finish = torch.compile(finish_views) if self.device.type == "cuda" else finish_views
 
     def views(self, batch: PretrainBatch) -> list[Tensor]:
-        """Normalised query and key views [N, 3, H, W]; their colours are done here if the workers left them."""
-        views = [self._to_device(pixels) for pixels in (batch.im_q, batch.im_k)]
+        """Normalised views [N, 3, H, W], query first; their colours are done here if the workers left them."""
+        views = [self._to_device(pixels) for pixels in batch.views]
         if batch.rows is not None:
             rows = self._to_device(batch.rows)
             views = [self._finish(*pair, self.max_sigma) for pair in zip(views, rows, strict=True)]

@@ -27,7 +27,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def put(self, rows: Tensor) -> None:
-        """Replace the oldest rows by those of all ranks; call it after the backward pass, in which the queue takes part.
+        """Replace the oldest rows by those of all ranks, after the backward pass that the queue takes part in.
 
         Args:
             rows: [N, D] of this rank.

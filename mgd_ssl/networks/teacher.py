@@ -31,6 +31,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.report = report
+        self.head: nn.Module | None = None  # of its own, feature [N, d] -> embedding [N, dim]; see `give_head`
         self.read(stage_taps(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
         self.eval()
@@ -61,6 +62,16 @@ class Teacher(nn.Module):
         with self.taps.record() as maps:
             output = self.backbone(images)
         return maps, output
+
+    @torch.no_grad()
+    def seen(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Maps of every stage, embedding [N, dim] where it has a head, and pooled feature [N, d] of images."""
+        maps, feature = self.watched(images)
+        return maps, None if self.head is None else self.head(feature), feature
+
+    def give_head(self, head: nn.Module) -> None:
+        """Take over its projection head, as frozen as the backbone (see `networks.heads`)."""
+        self.head = head.eval().requires_grad_(False)
 
     def margins(self) -> list[Tensor]:
         """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap.

@@ -12,6 +12,7 @@ from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
+from mgd_ssl.networks.heads import load_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import md5_of
 from mgd_ssl.run.checkpoint import Checkpoints, serialised
@@ -34,6 +35,7 @@ from mgd_ssl.run.session import Session
 from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.tasks.terms import check_terms, wants_head
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -83,6 +85,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
         check_sizes(config, len(images))
+        check_terms(config)
         teacher = load_teacher(config)
         method = build_method(config, teacher)
         if teacher is not None:
@@ -111,7 +114,7 @@ def run(
         if told:
             logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         logger.info("%s", summary(config, images, runtime))
-        if world_size() * config.moco.bn_splits == 1:
+        if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
         if teacher is not None:
             logger.info("teacher %s", teacher.report)
@@ -129,7 +132,13 @@ def run(
 def load_teacher(config: PretrainConfig) -> Teacher | None:
     """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
     path = config.teacher
-    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+    if path is None:
+        return None
+    teacher = Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
+    if wants_head(config):
+        assert teacher.report is not None
+        teacher.give_head(load_head(teacher.report.path, teacher.report.prefix))
+    return teacher
 
 
 def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
