@@ -17,7 +17,6 @@ from mgd_ssl.data.order import TrainingOrder, subset
 from mgd_ssl.data.ring import view_batches
 from mgd_ssl.data.samples import (
     CentreCrops,
-    Companions,
     PretrainBatch,
     TwoViews,
     chosen_backend,
@@ -38,6 +37,7 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import GuidedMoCo
+from mgd_ssl.tasks.terms import bags_of
 from mgd_ssl.tasks.views import mix, taught, views_drawn
 from mgd_ssl.training.collapse import warning_of
 from mgd_ssl.training.schedule import WarmupCosine
@@ -69,7 +69,7 @@ class Pretraining:
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
         self.account = self._account("train", images)
         self.views = views_drawn(module.contrasts, module.guide.needs())
-        self.bags: Companions | None = None
+        self.bags = bags_of(config, images)
         self.monitor = self._monitor()
         self.events = self._events()
         if config.runtime.compile:

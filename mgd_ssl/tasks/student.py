@@ -35,7 +35,7 @@ from mgd_ssl.run.session import Session
 from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
-from mgd_ssl.tasks.terms import check_terms, wants_head
+from mgd_ssl.tasks.terms import bags_of, check_terms, wants_head
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -170,10 +170,12 @@ def description(config: PretrainConfig, images: Images, teacher: Teacher | None)
     if report is not None:
         md5 = on_rank_zero(lambda: md5_of(report.path))
         taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
+    bags = bags_of(config, images)
     return {
         "config": config.model_dump(mode="json"),
         "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
         "teacher": taught_by,
+        "bags": bags and bags.sha256,
         "environment": environment(),
     }
 
@@ -210,6 +212,8 @@ def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if identity(old["teacher"]) != identity(new["teacher"]):
         told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
         changed.append(f"teacher: {told[0]} -> {told[1]}")
+    if old.get("bags") != new["bags"]:
+        changed.append("the bags of terms.bingo.bags: others by their SHA-256")
     if old["data"] != new["data"]:
         counts = [run["data"]["num_images"] for run in (old, new)]
         changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")

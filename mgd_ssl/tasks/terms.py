@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from mgd_ssl.config import PretrainConfig
+from mgd_ssl.data.bags import Bags, load_bags
+from mgd_ssl.data.images import Images
 from mgd_ssl.distillation.bingo import Bingo
 from mgd_ssl.distillation.compress import CompRess
 from mgd_ssl.distillation.disco import DisCo
@@ -132,6 +134,16 @@ def wants_head(config: PretrainConfig) -> bool:
 def _feature_width(teacher: Teacher) -> int:
     """D_t, found by a look at one image."""
     return teacher.seen(torch.zeros(1, 3, 64, 64))[2].shape[1]
+
+
+def bags_of(config: PretrainConfig, images: Images) -> Bags | None:
+    """The bags that bingo wants, None where it is not built.
+
+    Raises:
+        UserError: when they cannot be read or are of other images.
+    """
+    path = config.terms.bingo.bags
+    return load_bags(path, images, config.seed) if path is not None and "bingo" in chosen(config) else None
 
 
 def check_terms(config: PretrainConfig) -> None:
