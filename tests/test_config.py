@@ -15,7 +15,7 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.settings import defaults, differences, flattened, free_keys, keys_of
 
 CONFIGS = Path(config_module.__file__).parent / "configs"
-GROUPS = ["data", "moco", "mgd", "optim", "knn", "checkpoint", "runtime"]
+GROUPS = ["data", "moco", "mgd", "terms", "optim", "knn", "checkpoint", "runtime"]
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -241,7 +241,8 @@ def test_keys_that_only_one_side_has_are_differences() -> None:
 
 def test_what_is_free_to_change_is_what_changes_neither_weights_nor_matching() -> None:
     assert free_keys(PretrainConfig) == [
-        "out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn", "checkpoint",
+        "out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable",
+            "terms.bingo.bags", "knn", "checkpoint",
         "runtime.device", "runtime.compile", "runtime.threads", "runtime.log_every",
     ]  # fmt: skip
 
