@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mgd_ssl import pretrain
-from mgd_ssl.demo.textures import make_image_set
+from mgd_ssl.demo.textures import ImageSet
 
 SIZE = 48
 QUEUE = {"queue_size": 256}
@@ -100,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     images = args.out / "images"
     if not images.exists():
-        make_image_set(images, 0, 16, 150, 50, SIZE)
+        ImageSet(seed=0, size=SIZE).write(images)
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     teachers = [teacher_of(images, args.out / f"teacher{epochs}", epochs) for epochs in args.teachers]
     for seed in range(args.seeds):

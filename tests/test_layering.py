@@ -12,6 +12,7 @@ LAYERS = ["moco", "mgd_ssl", "linear_eval", "launchers"]  # each imports only th
 ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those above it
     ["printable"],
     ["errors"],
+    ["posix_locks"],
     ["files", "settings", "mgd"],
     ["term_settings"],
     ["config", "command_line", "console"],

@@ -32,7 +32,7 @@ from mgd_ssl.settings import Settings
 from mgd_ssl.tasks.pretraining import Pretraining
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
-from moco import View, ViewPolicy, draw_view
+from moco import View, ViewKey, ViewPolicy, draw_view
 from tests.conftest import write_images
 from tests.runs import rows, steps_saved, tiny, trained_teacher
 from tests.term_cases import CASES as TERM_CASES
@@ -321,7 +321,7 @@ def data_recipe(run: Runs) -> None:
     v1, v2 = view_rows(run("other")), view_rows(run("odd"))
     assert set(v1["grey"]) == {0, 2} and not v1["sigma"].any() and np.abs(v1["hue"]).max() > 0.2
     assert set(v2["grey"]) == {0, 1} and v2["sigma"].any() and np.abs(v2["hue"]).max() < 0.101
-    weak = draw_view(ViewPolicy.weak(), 40, 36, seed=0, epoch=0, index=0, view=0)
+    weak = draw_view(ViewPolicy.weak(), 40, 36, ViewKey(0, 0, 0, 0))
     assert (weak.brightness, weak.contrast, weak.saturation, weak.hue, weak.grey, weak.sigma) == (1, 1, 1, 0, 0, 0)
     assert view_policy(DataConfig(train=Path("x"), recipe="weak")) == replace(ViewPolicy.weak(), scale=(0.2, 1.0))
 

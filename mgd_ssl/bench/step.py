@@ -17,7 +17,7 @@ from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
-from moco import ViewPolicy, draw_view
+from moco import ViewKey, ViewPolicy, draw_view
 
 
 def training_step(config: StepConfig, runtime: Runtime) -> Work:
@@ -83,7 +83,7 @@ def view_rows(num_images: int) -> Tensor:
     """Parameters of both views of a batch, [2, N, 15]."""
     return torch.tensor(
         [
-            [draw_view(ViewPolicy(), 500, 375, seed=0, epoch=0, index=i, view=v) for i in range(num_images)]
+            [draw_view(ViewPolicy(), 500, 375, ViewKey(seed=0, epoch=0, image=i, view=v)) for i in range(num_images)]
             for v in range(2)
         ]
     )

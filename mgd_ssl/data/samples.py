@@ -23,7 +23,7 @@ from mgd_ssl.data.decode import decode_pixels_told, decode_told
 from mgd_ssl.data.images import Images, Noted, Unreadable
 from mgd_ssl.data.views_cpu import Pixels, cut_view, render_view_fast
 from mgd_ssl.errors import UserError, out_of_files
-from moco import View, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
+from moco import View, ViewKey, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
 from moco.keyed import keyed_generator
 
 STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
@@ -149,7 +149,8 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         """Write the views of a batch; what there is to tell of its files is returned."""
         how: Decoder[Image.Image | Pixels] = decode_told if self.backend == "reference" else decode_pixels_told
         out, table = space.views.numpy(), list[list[View]]()
-        unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(self.num_views)] for key in keys]
+        views = range(self.num_views)
+        unplaced = [[draw_unplaced(self.policy, ViewKey(self.seed, *key, v)) for v in views] for key in keys]
         noted = Noted()
         for i, key in enumerate(keys):
             placed: list[View] = []
@@ -267,7 +268,7 @@ class RandomCrops(Samples, Dataset[EvalBatch]):
         used, noted = [], Noted()
         for row, (epoch, index) in enumerate(keys):
             image, where = self.decode(index, noted)
-            view = draw_view(CROP_AND_FLIP, *image.size, seed=self.seed, epoch=epoch, index=index, view=0)
+            view = draw_view(CROP_AND_FLIP, *image.size, ViewKey(seed=self.seed, epoch=epoch, image=index, view=0))
             crops[row] = np.asarray(render_view(image, view, self.size))
             used.append(where)
         return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)

@@ -18,7 +18,7 @@ from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
-from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor
 from mgd_ssl.evaluation.knn import knn_accuracy, protocol
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
@@ -141,10 +141,12 @@ class KNNMonitor:
         """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `progress` is told how many images of
         both folders are done."""
         before = len(range(rank(), len(self.bank_indices), world_size()))
+        features = FeatureExtractor(trunk, self.runtime, self.image_size)
         bank, queries = (
-            extract_features(
-                trunk, labelled, indices, self.runtime, image_size=self.image_size,
-                reading=replace(
+            features(
+                labelled,
+                indices,
+                replace(
                     self.reading(account),
                     progress=lambda done, start=start: progress(start + done),  # type: ignore[misc]
                 ),
@@ -153,7 +155,7 @@ class KNNMonitor:
                 (self.labelled[0], self.bank_indices, self.skipped_bank, 0),
                 (self.labelled[1], np.arange(len(self.queries)), self.skipped_queries, before),
             )
-        )  # fmt: skip
+        )
         self.skipped_bank.share()
         self.skipped_queries.share()
         return knn_accuracy(bank, queries, self.config.k, self.config.temperature, self.runtime.device)

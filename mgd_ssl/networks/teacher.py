@@ -10,12 +10,13 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.folding import fold_batch_norms
+from mgd_ssl.networks.frozen import Frozen
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 
 
-class Teacher(nn.Module):
-    """A backbone that is always in eval mode, without gradient, and yields the maps of its stages.
+class Teacher(Frozen):
+    """A frozen backbone that yields the maps of its stages.
 
     It is an input of a run: not wrapped in DDP, not in the checkpoint (its path and hash are).
 
@@ -28,13 +29,10 @@ class Teacher(nn.Module):
     def __init__(
         self, backbone: nn.Module, report: LoadReport | None = None, stages: Sequence[StageTap] | None = None
     ) -> None:
-        super().__init__()
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.report = report
+        super().__init__(backbone, report)
         self.head: nn.Module | None = None  # of its own, feature [N, d] -> embedding [N, dim]; see `give_head`
         self.read(stage_taps(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
-        self.eval()
 
     @classmethod
     def load(cls, path: Path, arch: str | None = None, with_classifier: bool = False) -> "Teacher":
@@ -46,10 +44,6 @@ class Teacher(nn.Module):
         self.stages = list(stages)
         self.channels = [stage.channels for stage in self.stages]  # C_t a stage
         self.taps = FeatureTaps(self.backbone, [stage.relu for stage in self.stages])
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode whatever is asked."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
