@@ -184,6 +184,10 @@ class OptimConfig(Settings):
     """Length of the linear warm-up from a thousandth of the peak."""
     lr_schedule: Literal["step", "epoch"] = "step"
     """Warm-up and cosine by step, or by epoch as published."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs from which on the learning rate is another lr_factor lower, in place of the cosine; none: the cosine."""
+    lr_factor: float = Field(0.2, gt=0, lt=1)
+    """Factor at a milestone."""
 
 
 class KNNConfig(Settings):

@@ -104,7 +104,9 @@ def term_runs(folder: Path, images: Path, teacher: Path) -> TermRuns:
         pretrain(**tiny(images, runs.out, mgd=SCHEDULES["mgd"], terms=terms, **common))
     balanced: dict[str, Any] = {name: {"weight": 0.1, "balance": BALANCES[name], **own[name]} for name in own}
     balanced["measure_every"] = 4
-    pretrain(**tiny(images, runs.balanced, mgd={"balance": BALANCES["mgd"]}, terms=balanced, **common))
+    optim = {"milestones": (1, 2), "lr_factor": 0.3, "warmup_epochs": 0.5}
+    mgd = {"balance": BALANCES["mgd"]}
+    pretrain(**tiny(images, runs.balanced, mgd=mgd, terms=balanced, optim=optim, **common))
     return runs
 
 
@@ -225,7 +227,15 @@ def simreg_layers(runs: TermRuns) -> None:
     assert [type(module) for module in head.children()] == [nn.Linear] * 2
 
 
+def milestones(runs: TermRuns) -> None:
+    rates = [row["lr"] for row in rows(runs.balanced) if row["kind"] == "train"]
+    warm = [0.03 * (0.001 + 0.999 * step / 1.5) for step in (0, 1)]
+    assert rates == pytest.approx([*warm, 0.03, *[0.03 * 0.3] * 3, *[0.03 * 0.09] * 3])
+
+
 CASES: dict[str, Case] = {
+    "optim.milestones": milestones,
+    "optim.lr_factor": milestones,
     "moco.weight": contrastive_weight,
     "terms.measure_every": measure_every,
     "terms.seed.student_temperature": seed_temperatures,

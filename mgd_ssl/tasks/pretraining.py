@@ -40,7 +40,7 @@ from mgd_ssl.tasks.moco import GuidedMoCo
 from mgd_ssl.tasks.terms import bags_of
 from mgd_ssl.tasks.views import mix, taught, views_drawn
 from mgd_ssl.training.collapse import warning_of
-from mgd_ssl.training.schedule import WarmupCosine
+from mgd_ssl.training.schedule import Milestones, WarmupCosine
 from mgd_ssl.training.task import Event
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import broadcast, rank, world_size
@@ -259,7 +259,11 @@ class Pretraining:
 def update_of(config: PretrainConfig, task: Pretraining) -> Update:
     """SGD with warm-up and cosine, on all of the task's module."""
     optim = config.optim
-    schedule = WarmupCosine(optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule)
+    schedule: WarmupCosine | Milestones = WarmupCosine(
+        optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule
+    )
+    if optim.milestones:
+        schedule = Milestones(schedule, optim.milestones, optim.lr_factor)
     optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
     return Update(task.module, optimizer, schedule, task.runtime)
 
