@@ -20,8 +20,8 @@ IMAGENET_IMAGES = 1_281_167  # ILSVRC2012, training split
 # Settings that make a recipe. Left out: `optim.lr_schedule` and `mgd.margin`, where our defaults mend the published
 # program (docs/algorithm.md), `moco.bn_splits`, which counts with the processes, and all that concerns the machine.
 RECIPE = ("data.image_size", "data.recipe", "data.crop_scale", "data.blur_sigma", "moco.dim", "moco.queue_size",
-          "moco.weight", "moco.momentum", "moco.temperature", "moco.head_width", "optim.epochs", "optim.batch_size", "optim.lr",
-          "optim.momentum", "optim.weight_decay", "optim.warmup_epochs", "optim.milestones")  # fmt: skip
+          "moco.weight", "moco.momentum", "moco.temperature", "moco.head_width", "optim.epochs", "optim.batch_size",
+          "optim.lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs", "optim.milestones")  # fmt: skip
 GUIDED = ("mgd.weight", "mgd.stage_weights", "mgd.reducer", "mgd.matching_images", "mgd.matching_epochs",
           "mgd.schedule", "mgd.from_epoch", "mgd.until_epoch", "mgd.balance",
           *(f"terms.{name}.weight" for name in TERM_TITLES))  # fmt: skip

@@ -259,11 +259,8 @@ class Pretraining:
 def update_of(config: PretrainConfig, task: Pretraining) -> Update:
     """SGD with warm-up and cosine, on all of the task's module."""
     optim = config.optim
-    schedule: WarmupCosine | Milestones = WarmupCosine(
-        optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule
-    )
-    if optim.milestones:
-        schedule = Milestones(schedule, optim.milestones, optim.lr_factor)
+    cosine = WarmupCosine(optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule)
+    schedule = Milestones(cosine, optim.milestones, optim.lr_factor) if optim.milestones else cosine
     optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
     return Update(task.module, optimizer, schedule, task.runtime)
 
