@@ -119,7 +119,23 @@ def called(*words: str) -> str:
     return f"from mgd_ssl.cli import main\ntry:\n    main({list(words)!r})\nexcept SystemExit:\n    pass"
 
 
-COMMANDS = ["demo", "pretrain", "classify", "linear", "knn", "pack", "launch", "runs", "report", "bench", "bags"]
+COMMANDS = [
+    "demo",
+    "pretrain",
+    "classify",
+    "linear",
+    "knn",
+    "pack",
+    "launch",
+    "runs",
+    "report",
+    "bench",
+    "bags",
+    "embed",
+    "export",
+    "teachers",
+    "detect",
+]
 FACES = [["--help"], ["--version"], ["nonsense"], *([name, "--help"] for name in COMMANDS)]
 
 

@@ -28,8 +28,7 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
     backbone = build_backbone(config.teacher)
     width = feature_width(backbone)
     set_head(backbone, nn.Identity())
-    teacher = Teacher(backbone)
-    teacher.give_head(projection_head(width, pretrain_config.moco.dim))
+    teacher = Teacher(backbone, head=projection_head(width, pretrain_config.moco.dim))
     method = build_method(pretrain_config, teacher)
     teacher.fold()
     for module in (method, teacher):
@@ -76,7 +75,7 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
     for network in (teacher, query, key):
         network.to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
-            network.compile()
+            network.compile(dynamic=False)
     size = (config.batch_size, 3, config.image_size, config.image_size)
     im_q, im_k = (torch.randn(size, device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2))
 

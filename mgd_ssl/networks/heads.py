@@ -1,54 +1,79 @@
-"""A teacher's own projection head: what makes an embedding of its pooled feature."""
+"""Projection heads from files: linear layers, BatchNorms and what lies between them, told from the keys."""
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.networks.layouts import _tensors
 from mgd_ssl.networks.plain import check_plain, check_values
-from mgd_ssl.run.checkpoint import parsed, read_torch_file
-
-MLP = ("0.weight", "0.bias", "2.weight", "2.bias")  # MoCo v2's
-LINEAR = ("weight", "bias")  # MoCo v1's
 
 
-def load_head(path: Path, prefix: str) -> nn.Module:
-    """The projection head of a MoCo checkpoint or of one of ours: [N, d] -> [N, dim], not normalised.
+def build_head(state: Mapping[str, Tensor], path: Path, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A projection head [N, d] -> [N, dim] from its tensors, strictly.
+
+    Linear layers and BatchNorms are told from their tensors, an activation stands wherever a number is left out: `0 2`
+    (MoCo v2), `0 1 3` with a BatchNorm at 1 (SwAV), `0 1 3 4` (MoCo v3). MoCo v1's is a single layer without a number.
 
     Args:
-        path: of the file, from which `load_backbone` has loaded the backbone.
-        prefix: what stands before the backbone's keys in it.
+        state: of the head, keys relative to it.
+        path: of the file, for errors.
+        activation: between its layers.
 
     Raises:
-        UserError: when the file holds none.
+        UserError: for tensors of another kind of head.
     """
-    state = _tensors(parsed(read_torch_file(path), path), path)
-    own = {key.removeprefix(f"{prefix}fc."): value for key, value in state.items() if key.startswith(f"{prefix}fc.")}
-    check_plain(own, path)
-    check_values(own, path)
-    if own.keys() == set(MLP) and _fits(own, "0", "2"):
-        hidden, width = own["0.weight"].shape
-        head: nn.Module = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, len(own["2.bias"])))
-    elif own.keys() == set(LINEAR) and prefix.endswith("encoder_q."):  # elsewhere it is a classifier
-        head = nn.Linear(own["weight"].shape[1], len(own["bias"]))
-    else:
-        raise UserError(
-            f"the teacher {path} has no projection head, which a term on embeddings needs: pass a whole MoCo "
-            "checkpoint (of a run of ours checkpoints/step_*.pt, not encoder.pt), or use simreg or compress, which "
-            "need none"
-        )
-    head.load_state_dict({key: value.to(torch.float32) for key, value in own.items()})
-    return head
+    if "weight" in state:
+        state = {f"0.{key}": value for key, value in state.items()}
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        number, _, name = key.partition(".")
+        if not (number.isascii() and number.isdigit() and len(number) < 3):
+            raise _unknown(path, key)
+        parts.setdefault(int(number), {})[name] = value
+    check_plain(state, path)
+    check_values(state, path)
+    head = nn.Sequential()
+    for place in range(max(parts, default=0) + 1):
+        head.append(_layer(parts[place], path, place) if place in parts else activation())
+    widths = head_widths(head)
+    joined = all(before[1] == after[0] for before, after in pairwise(widths))
+    if not widths or not joined or not isinstance(head[0], nn.Linear):
+        raise _unknown(path, f"layers of {widths}")
+    try:
+        head.load_state_dict(dict(state))
+    except RuntimeError as error:  # strict: names and shapes
+        raise _unknown(path, str(error).splitlines()[-1].strip()) from error
+    return head.eval().requires_grad_(False)
+
+
+def head_widths(head: nn.Module) -> list[tuple[int, int]]:
+    """(in, out) of every linear layer."""
+    return [(layer.in_features, layer.out_features) for layer in head.modules() if isinstance(layer, nn.Linear)]
 
 
 def output_width(head: nn.Module) -> int:
     """Size of the embedding."""
-    return [module.out_features for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    return head_widths(head)[-1][1]
 
 
-def _fits(own: dict[str, Tensor], first: str, last: str) -> bool:
-    return all(own[f"{name}.weight"].ndim == 2 for name in (first, last)) and (
-        own[f"{first}.weight"].shape[0] == own[f"{last}.weight"].shape[1]
+def _layer(part: Mapping[str, Tensor], path: Path, number: int) -> nn.Module:
+    if "running_mean" in part and part["running_mean"].ndim == 1:
+        if "num_batches_tracked" not in part:
+            raise _unknown(path, f"{number} without num_batches_tracked")
+        return nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
+    weight = part.get("weight")
+    if weight is None or weight.ndim != 2:
+        raise _unknown(path, f"{number}.{next(iter(part))}")
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in part)
+    return layer.to_empty(device="cpu")
+
+
+def _unknown(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} holds a projection head of a kind that is not known ({what}): use terms that need no head, or save it "
+        "as linear layers and BatchNorms, numbered as in a torch.nn.Sequential"
     )

@@ -14,7 +14,7 @@ from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import build_backbone, family_of, feature_width, initial_encoder, stage_taps
-from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.teacher import Teacher, let_meet
 from mgd_ssl.tasks.terms import build_terms, chosen, weight_of
 from mgd_ssl.training.collapse import effective_rank, spread
 from mgd_ssl.training.task import StepOutput
@@ -129,14 +129,20 @@ class GuidedMoCo(nn.Module):
         return seen.maps
 
 
-def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
-    """The student with its losses, freshly initialised from the run's seed, on the CPU.
+def build_method(config: PretrainConfig, teacher: Teacher | None, encoder: nn.Module | None = None) -> GuidedMoCo:
+    """The student with its losses, on the CPU.
+
+    Args:
+        config: of the run.
+        teacher: frozen, not yet folded.
+        encoder: the student with its projection head; None: freshly initialised from the run's seed.
 
     Raises:
         UserError: when the architectures do not fit each other or the image size.
     """
     moco_config = config.moco
-    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
+    if encoder is None:
+        encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
     moco: MoCo | QueryEncoder
     if moco_config.weight > 0:
         moco = MoCo(
@@ -171,6 +177,9 @@ def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -
         UserError: when the architectures do not fit each other.
     """
     mgd_config = config.mgd
+    # the stages that both have, by their number
+    weighted = [tap for tap in stage_taps(encoder) if mgd_config.stage_weights[tap.stage - 1] > 0]
+    let_meet(teacher, encoder, weighted, config.data.image_size)
     read = {stage.stage: stage for stage in teacher.stages}
     taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
     teacher.read([read[tap.stage] for tap in taps])

@@ -122,7 +122,7 @@ def build_terms(config: PretrainConfig, width: int, teacher: Teacher) -> dict[st
         raise UserError(
             f"the teacher's embeddings have {size} numbers and moco.dim is {config.moco.dim}: set moco.dim to {size}"
         )
-    fit = Fit(config, width, _feature_width(teacher))
+    fit = Fit(config, width, _feature_width(teacher, config.data.image_size))
     return {name: BUILDERS[name](fit) for name in wanted}
 
 
@@ -131,9 +131,9 @@ def wants_head(config: PretrainConfig) -> bool:
     return not chosen(config).keys().isdisjoint({"seed", "disco", "bingo"})
 
 
-def _feature_width(teacher: Teacher) -> int:
+def _feature_width(teacher: Teacher, size: int) -> int:
     """D_t, found by a look at one image."""
-    return teacher.seen(torch.zeros(1, 3, 64, 64))[2].shape[1]
+    return teacher.watched(torch.zeros(1, 3, size, size))[1].shape[1]
 
 
 def bags_of(config: PretrainConfig, images: Images) -> Bags | None:
