@@ -22,6 +22,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["tasks"],
     ["report"],
     ["demo", "bench"],
+    ["doctor"],
     ["commands"],
     ["cli"],
 ]

@@ -41,6 +41,9 @@ COMMANDS = {
         "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
     ),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
+    "doctor": Command(
+        "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
+    ),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),
