@@ -9,7 +9,7 @@ from mgd_ssl.command_line import parse
 from mgd_ssl.config import DataConfig
 from mgd_ssl.doctor.config import DoctorConfig
 
-MACHINE_ALONE = ([], ["--json"])
+MACHINE_ALONE: tuple[list[str], ...] = ([], ["--json"])
 
 
 def main(argv: Sequence[str]) -> int:
