@@ -132,6 +132,8 @@ COMMANDS = [
     "bench",
     "embed",
     "export",
+    "teachers",
+    "detect",
 ]
 FACES = [["--help"], ["--version"], ["nonsense"], *([name, "--help"] for name in COMMANDS)]
 

@@ -28,6 +28,11 @@ COMMANDS = {
         "train a classifier on labelled images, guided by a teacher through MGD and KD",
         True,
     ),
+    "detect": Command(
+        "mgd_ssl.commands.detect",
+        "train a detector on COCO's format, guided by a teacher through MGD; evaluate one",
+        True,
+    ),
     "linear": Command(
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
@@ -40,6 +45,7 @@ COMMANDS = {
     "export": Command(
         "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
     ),
+    "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "doctor": Command(
         "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"

@@ -14,9 +14,9 @@ class EvaluationConfig(Settings):
     """What every evaluation of a frozen backbone asks for."""
 
     checkpoint: Annotated[Path, Required("--checkpoint, a run's folder or a file with a backbone")]
-    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file with a backbone: ours, MoCo's,
-    torchvision's, or timm's ResNets saved by torch.save (not safetensors); or random:resnet18 or random:resnet18:SEED,
-    the untrained encoder a run of that seed begins with."""
+    """A run's folder (its encoder.pt, else its newest whole checkpoint), or a file or folder with a backbone of any
+    origin (docs/teachers.md); or random:resnet18 or random:resnet18:SEED, the untrained encoder a run of that seed
+    begins with."""
     data: Annotated[Path, Required("--data, a folder with train/<class>/* and val/<class>/*")]
     """Folder with train/<class>/* and val/<class>/*, or with shards in train and val."""
     arch: str | None = None

@@ -30,9 +30,9 @@ from mgd_ssl.evaluation.layer import LayerOutput
 from mgd_ssl.evaluation.search import nearest
 from mgd_ssl.evaluation.unfinished import UnfinishedRows
 from mgd_ssl.files import ELSEWHERE, check_place, read_json, whole_file, write_whole, writing
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process

@@ -5,6 +5,7 @@ import logging
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,3 +103,9 @@ def _faiss_gpu(device: torch.device | None) -> ModuleType | None:
         return None
     faiss = found_faiss()
     return faiss if faiss is not None and hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0 else None
+
+
+@cache
+def _gpu_resources(faiss: ModuleType) -> Any:
+    """Streams and scratch memory of faiss, of which a process needs one set: making them takes and frees gigabytes."""
+    return faiss.StandardGpuResources()

@@ -13,8 +13,9 @@ from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.errors import UserError
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.files import read_json
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone, family_of, set_head
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import find_weights, run_image_size, run_of, unfinished
 from mgd_ssl.run.log import logger

@@ -22,8 +22,8 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.export.exported import FORMATS, Exported, export, writer
 from mgd_ssl.export.student import Student
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone, head_of, num_classes_of
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.result import Evaluation
 
 TEACHER = {"arch": "resnet50", "sha256": "5" * 64, "prefix": "", "md5": "59fd9945645e27d585be89338ce9232e"}
