@@ -235,7 +235,11 @@ def _check_input(of: "PretrainConfig | ClassifyConfig") -> None:
 
 
 class PretrainConfig(Settings):
-    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given."""
+    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given.
+
+    --more-epochs N RUN goes on with a finished run: its settings and last weights, a new schedule of N epochs, the
+    next seed, and a folder of its own (--out).
+    """
 
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""

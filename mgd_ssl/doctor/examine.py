@@ -14,8 +14,9 @@ from mgd_ssl.doctor.machine import look_at_machine
 from mgd_ssl.doctor.trial import Setup, largest_batch, take_steps
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.tasks.beginning import begin
 from mgd_ssl.tasks.moco import build_method, check_sizes
-from mgd_ssl.tasks.student import load_teacher
+from mgd_ssl.tasks.teachers import load_teacher
 from moco.dist import world_size
 
 
@@ -40,7 +41,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         check_sizes(run, len(images))
         seen = look_at_images(images, config.sample, run.seed)
         teacher = load_teacher(run)
-        method = build_method(run, teacher)
+        method = build_method(run, teacher, begin(run).encoder)
         if teacher is not None:
             teacher.fold()
         for module in (method, teacher):

@@ -54,7 +54,9 @@ def look_at_images(images: Images, count: int, seed: int) -> dict[str, Any]:
 
 def look_at_teacher(config: PretrainConfig, teacher: Teacher | None, runtime: Runtime) -> dict[str, Any]:
     """How it was loaded; with labels the k-NN accuracy of some images, beside the untrained student's."""
-    found: dict[str, Any] = {"teacher": None if teacher is None else str(teacher.report)}
+    report = None if teacher is None else teacher.report
+    found: dict[str, Any] = {"teacher": None if report is None else str(report)}
+    found["notes"] = [] if report is None else [*report.notes(), *report.warnings()]
     if config.knn.train is None or config.knn.val is None:
         return found
     moco = config.moco

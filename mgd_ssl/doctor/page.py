@@ -81,6 +81,8 @@ def _images(images: dict[str, Any]) -> Iterator[Line]:
 
 def _teacher(teacher: dict[str, Any]) -> Iterator[Line]:
     yield "teacher", teacher["teacher"] or "none"
+    for note in teacher["notes"]:
+        yield "", note
     if "knn_protocol" in teacher:
         accuracies = [
             f"{whose} {teacher[f'knn_{name}']} %"
