@@ -209,8 +209,8 @@ class CheckpointConfig(Settings):
 class RuntimeConfig(Settings):
     """Device and speed."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
-    """auto: a GPU when there is one."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
+    """auto: a GPU of NVIDIA or AMD when there is one, else the CPU. mps, Apple's GPU, is taken when it is asked for."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
     channels_last: bool = True
