@@ -131,7 +131,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         Curves("Loss", "loss", caption, lambda run, row: row["loss"], guided),
         *(term_curves(name) for name in terms),
         Curves("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the queue",
-               lambda run, row: 100 * row["accuracy"]),
+               lambda run, row: 100 * row.get("accuracy", math.nan)),
         Curves("Learning rate", "learning rate", "", lambda run, row: row["lr"]),
         Curves("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
                lambda run, row: row["images_per_second"]),
