@@ -28,9 +28,9 @@ from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.sources import Labelled
 from mgd_ssl.evaluation.features import FeatureExtractor
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.log import RunLog
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.settings import Settings

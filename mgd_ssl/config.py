@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
 
+MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
+DEVIATION = (0.229, 0.224, 0.225)
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
 
 
@@ -221,6 +223,17 @@ class RuntimeConfig(Settings):
     """Steps between two rows of metrics.jsonl."""
 
 
+Mean = Annotated[float, Field(ge=-10, le=10)]
+Deviation = Annotated[float, Field(gt=0, le=10)]
+
+
+def _check_input(of: "PretrainConfig | ClassifyConfig") -> None:
+    if (of.teacher_mean is None) != (of.teacher_std is None):
+        raise ValueError("teacher_mean and teacher_std belong together: give both or none")
+    if of.teacher_mean is not None and of.teacher is None:
+        raise ValueError("teacher_mean and teacher_std are those of a teacher: give one, or leave them out")
+
+
 class PretrainConfig(Settings):
     """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given."""
 
@@ -228,10 +241,18 @@ class PretrainConfig(Settings):
     """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
     """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
+    student_weights: Annotated[Path | None, FREE] = None
+    """Checkpoint to begin with, of any kind that a teacher may have (docs/teachers.md); None: random weights. MoCo's
+    projection head is kept where it has the same sizes, else a new one is drawn."""
     teacher: Annotated[Path | None, FREE] = None
-    """Checkpoint of the teacher (MoCo's, ours or its run folder, torchvision's); None: plain MoCo."""
+    """Checkpoint of the teacher, or a folder of a run or from the Hugging Face hub (docs/teachers.md); None: plain
+    MoCo."""
     teacher_arch: str | None = None
-    """Architecture of the teacher; None: told from the shapes in the file."""
+    """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
+    teacher_mean: tuple[Mean, Mean, Mean] | None = None
+    """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
+    teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Deviation likewise; both are given or none."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
     data: DataConfig
@@ -241,6 +262,11 @@ class PretrainConfig(Settings):
     knn: Annotated[KNNConfig, FREE] = KNNConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _teachers_input(self) -> Self:
+        _check_input(self)
+        return self
 
 
 class LabelledDataConfig(Settings):
@@ -348,9 +374,14 @@ class ClassifyConfig(Settings):
     """Checkpoint to begin with (MoCo's, ours or its run folder, torchvision's); None: random weights. Its classifier is
     kept where it has as many classes, else a new one is drawn."""
     teacher: Annotated[Path | None, FREE] = None
-    """Checkpoint of the teacher; None: plain supervised training."""
+    """Checkpoint of the teacher, or a folder of a run or from the Hugging Face hub (docs/teachers.md); None: plain
+    supervised training."""
     teacher_arch: str | None = None
-    """Architecture of the teacher; None: told from the shapes in the file."""
+    """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
+    teacher_mean: tuple[Mean, Mean, Mean] | None = None
+    """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
+    teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Deviation likewise; both are given or none."""
     num_classes: int | None = Field(None, ge=2, le=2**20)
     """Outputs of the classifier; None: as many as there are classes. 1000 keeps an ImageNet classifier on CUB-200, as
     in the published runs."""
@@ -362,3 +393,8 @@ class ClassifyConfig(Settings):
     optim: SupervisedOptimConfig = SupervisedOptimConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _teachers_input(self) -> Self:
+        _check_input(self)
+        return self

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mgd_ssl import TrainingError, UserError, pretrain
-from mgd_ssl.config import PretrainConfig, RuntimeConfig
+from mgd_ssl.config import DEVIATION, MEAN, PretrainConfig, RuntimeConfig
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation import knn
@@ -29,7 +29,9 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
+from mgd_ssl.tasks.beginning import begin
 from mgd_ssl.tasks.pretraining import Pretraining
+from mgd_ssl.tasks.teachers import load_teacher
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco import View
@@ -275,6 +277,47 @@ def teacher(run: Runs) -> None:
 def teacher_arch(run: Runs) -> None:
     with pytest.raises(UserError, match="does not fit resnet50"):
         pretrain(**tiny(run.images, run.folder / "arch", teacher=run.teacher, teacher_arch="resnet50"))
+
+
+@case
+def teacher_mean(run: Runs) -> None:
+    """The teacher sees what it would see if its pixels were normalised so."""
+    _teacher_input(run, (0.2, 0.3, 0.4), DEVIATION)
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std belong together"):
+        PretrainConfig(**tiny(run.images, run.folder / "x", teacher=run.teacher, teacher_mean=(0.5, 0.5, 0.5)))
+
+
+@case
+def teacher_std(run: Runs) -> None:
+    _teacher_input(run, MEAN, (0.5, 0.6, 0.7))
+    with pytest.raises(ValueError, match="those of a teacher: give one, or leave them out"):
+        PretrainConfig(**tiny(run.images, run.folder / "x", teacher_mean=MEAN, teacher_std=DEVIATION))
+
+
+def _teacher_input(run: Runs, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    config = PretrainConfig(
+        **tiny(run.images, run.folder / "x", teacher=run.teacher, teacher_mean=mean, teacher_std=std)
+    )
+    network, pixels = load_teacher(config), torch.rand(2, 3, 32, 32)
+    usual = run("plain").first.teacher
+    assert network is not None and usual is not None
+
+    def normalised(by: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+        return (pixels - torch.tensor(by).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+
+    found, expected = network(normalised(MEAN, DEVIATION)), usual(normalised(mean, std))
+    torch.testing.assert_close(found[3], expected[3], rtol=1e-2, atol=1e-3)
+    assert (found[3] - usual(normalised(MEAN, DEVIATION))[3]).abs().max() > 0.01
+
+
+@case
+def student_weights(run: Runs) -> None:
+    state = build_backbone("thin_resnet10", 1).state_dict()
+    own = {name: value + 0.25 for name, value in state.items() if value.is_floating_point()}
+    torch.save(own, run.folder / "begin.pth")
+    config = PretrainConfig(**tiny(run.images, run.folder / "x", student_weights=run.folder / "begin.pth"))
+    begun = begin(config).encoder.state_dict()
+    assert all(torch.equal(begun[name], own[name]) for name in own if not name.startswith("fc."))
 
 
 @case

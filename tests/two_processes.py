@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from mgd_ssl.data.sources import Labelled, open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import features as features_module
 from mgd_ssl.evaluation.accuracy import Accuracy
+from mgd_ssl.evaluation.config import EmbedConfig
+from mgd_ssl.evaluation.embedding import embed
 from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.evaluation.knn import knn_accuracies
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
@@ -66,3 +69,10 @@ def rank_of_two(rank: int, folder: Path, out: Path) -> None:
         dist.destroy_process_group()
     content = [([f.values.tolist(), f.labels.tolist()]) for f in found], list(accuracies.items()), sentence
     (out / f"{rank}.json").write_text(json.dumps(content))
+
+
+def embed_as_rank_of_two(rank: int, settings: dict[str, Any], folder: Path) -> None:
+    """Rank 0 and 1 of `mgd-ssl embed`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    embed(EmbedConfig(**settings))
+    dist.destroy_process_group()

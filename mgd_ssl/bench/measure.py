@@ -41,7 +41,7 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
     rows = view_rows(config.batch_size)[0].to(runtime.device)
     size = (config.batch_size, config.image_size, config.image_size, 3)
     pixels = torch.randint(256, size, dtype=torch.uint8, device=runtime.device)
-    finish = torch.compile(finish_views)
+    finish = torch.compile(finish_views, dynamic=False)
 
     def both() -> None:
         for _ in range(2):

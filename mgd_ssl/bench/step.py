@@ -63,7 +63,7 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
     for network in (teacher, query, key):
         network.to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
-            network.compile()
+            network.compile(dynamic=False)
     size = (config.batch_size, 3, config.image_size, config.image_size)
     im_q, im_k = (torch.randn(size, device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2))
 

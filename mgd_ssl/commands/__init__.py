@@ -37,6 +37,15 @@ COMMANDS = {
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
     "knn": Command("mgd_ssl.commands.knn", "k-NN accuracy of a trained backbone on a labelled folder", True),
+    "embed": Command(
+        "mgd_ssl.commands.embed",
+        "write the features of all images of a source to a file, and search it by an image",
+        True,
+    ),
+    "export": Command(
+        "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
+    ),
+    "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),

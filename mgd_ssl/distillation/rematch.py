@@ -73,6 +73,32 @@ def rematch(
     return changes, costs
 
 
+def padded(maps: Maps[Tensor], size: int) -> Maps[Tensor]:
+    """The same maps from whole batches alone: a smaller one is filled up with its first image, whose maps are cut off.
+
+    A compiled network would be compiled anew for a last batch of another size. In eval mode no image sees another.
+
+    Args:
+        maps: in eval mode.
+        size: of a whole batch.
+    """
+
+    def whole(images: Tensor) -> list[Tensor]:
+        count = images.shape[0]
+        if count == size:
+            return maps(images)
+        filled = torch.cat([images, images[:1].expand(size - count, -1, -1, -1)])
+        return [each[:count] for each in maps(filled.contiguous(memory_format=layout_of(images)))]
+
+    return whole
+
+
+def layout_of(images: Tensor) -> torch.memory_format:
+    """Memory format of images [N, 3, H, W]."""
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in float32: neither autocast nor, in convolutions on a GPU, TF32, which torch allows by default."""

@@ -55,25 +55,58 @@ class FeatureExtractor:
         images, labels = labelled
         size = len(range(rank(), len(indices), world_size()))  # of this rank's part
         upload = Upload(self.runtime)
-        values, used, done = torch.empty(0, 0), torch.empty(size, dtype=torch.int64), 0
+        at_once = 1 if self.runtime.device.type == "cpu" else GATHERED_ROWS
+        values, used = Rows(size, at_once), torch.empty(size, dtype=torch.int64)
         modes = {module: module.training for module in self.trunk.modules()}
         self.trunk.eval()
         with one_pass(CentreCrops(images, self.image_size, seed=0), indices, reading) as batches:
             for batch in batches:
                 with self.runtime.autocast():
                     features = self.trunk(upload.images(batch.images))  # [N, d]
-                if done == 0:  # the one copy of this process's part
-                    values = torch.empty(size, features.shape[1])
-                rows = slice(done, done + len(features))
                 features = features.float()
-                values[rows] = F.normalize(features, dim=1) if self.normalise else features
-                used[rows] = batch.indices
-                done = rows.stop
+                used[values.count : values.count + len(features)] = batch.indices
+                values.add(F.normalize(features, dim=1) if self.normalise else features)
         for module, mode in modes.items():
             module.training = mode
-        _check_finite(values, used, images)
+        _check_finite(values.all(), used, images)
         used = _gathered(used[:, None], len(indices))[:, 0]
-        return Features(_gathered(values, len(indices)).numpy(), labels[used.numpy()])
+        return Features(_gathered(values.all(), len(indices)).numpy(), labels[used.numpy()])
+
+
+class Rows:
+    """Rows [n, d] in main memory that come batch by batch from the device.
+
+    They are copied many batches at a time, since each copy waits for all that the device has been given to do.
+
+    Args:
+        size: n.
+        at_once: rows that are waited for together.
+    """
+
+    def __init__(self, size: int, at_once: int) -> None:
+        self.size, self.at_once, self.count, self._copied = size, at_once, 0, 0
+        self._values = torch.empty(0, 0)
+        self._waiting: list[Tensor] = []  # on the device
+
+    def add(self, rows: Tensor) -> None:
+        """The next ones, [m, d]."""
+        self._waiting.append(rows)
+        self.count += len(rows)
+        if self.count - self._copied >= self.at_once:
+            self._copy()
+
+    def all(self) -> Tensor:
+        """[n, d]; without a column when none was added."""
+        if self._waiting:
+            self._copy()
+        return self._values
+
+    def _copy(self) -> None:
+        rows = torch.cat(self._waiting)
+        if self._copied == 0:  # the one copy of this process's part
+            self._values = torch.empty(self.size, rows.shape[1])
+        self._values[self._copied : self.count] = rows
+        self._copied, self._waiting = self.count, []
 
 
 def _check_finite(values: Tensor, used: Tensor, images: Images) -> None:

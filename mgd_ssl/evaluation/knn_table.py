@@ -24,9 +24,9 @@ from mgd_ssl.evaluation.config import KNNEvaluationConfig
 from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated, untrained
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.result import Evaluation
@@ -74,7 +74,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         backbone, report = load_evaluated(path, config.arch)
         network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
-            network.compile()
+            network.compile(dynamic=False)
         decoding = decoding_as_in(run, config.background, config.max_pixels)
         sets = scan_labelled(data / "train", data / "val", decoding)
         check_ks(config, sets[0].labels)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.untrained import load_evaluated
-from mgd_ssl.networks.weights import LoadReport
 
 
 class Frozen(nn.Module):

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,7 +60,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
     With one process there is no process group. With several, gloo carries CPU tensors and nccl those on GPUs.
 
     Raises:
-        UserError: when CUDA is asked for and absent.
+        UserError: when CUDA is asked for and absent, or processes share a GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is 'cuda' but torch sees no GPU: pass --runtime.device cpu, or mend the driver")
@@ -69,6 +70,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
     previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     if use_cuda:
+        # a launcher may show every process all GPUs of the host, or its own alone
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
@@ -79,11 +81,37 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     try:
+        if use_cuda and world_size() > 1:
+            check_one_each(shared(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"))
         yield Runtime(device, AUTOCAST[config.precision], memory_format, local_world_size)
     finally:
         torch.set_num_threads(previous_threads)
         if owns_group:
             dist.destroy_process_group()
+
+
+def shared(mine: str) -> list[str]:
+    """A word of every rank, in their order."""
+    words = [""] * world_size()
+    dist.all_gather_object(words, mine)
+    return words
+
+
+def check_one_each(devices: Sequence[str]) -> None:
+    """Raise UserError, on all ranks alike, when two processes were given one GPU: nccl would fail late and darkly.
+
+    Args:
+        devices: host and identity of the GPU of every rank.
+    """
+    for first, device in enumerate(devices):
+        if device in devices[first + 1 :]:
+            second = devices.index(device, first + 1)
+            host = device.split()[0]
+            raise UserError(
+                f"processes {first} and {second} share one GPU of {host}: start no more processes on a host than it "
+                f"has GPUs ({len({each for each in devices if each.split()[0] == host})} there), or pass "
+                "--runtime.device cpu"
+            )
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, stage_taps
-from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.teacher import Teacher, let_meet
 from mgd_ssl.training.task import StepOutput
 from moco import MoCo
 from moco.dist import world_size
@@ -75,14 +75,20 @@ class GuidedMoCo(nn.Module):
         return seen.maps
 
 
-def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
-    """The student with its losses, freshly initialised from the run's seed, on the CPU.
+def build_method(config: PretrainConfig, teacher: Teacher | None, encoder: nn.Module | None = None) -> GuidedMoCo:
+    """The student with its losses, on the CPU.
+
+    Args:
+        config: of the run.
+        teacher: frozen, not yet folded.
+        encoder: the student with its projection head; None: freshly initialised from the run's seed.
 
     Raises:
         UserError: when the architectures do not fit each other or the image size.
     """
     moco_config, mgd_config = config.moco, config.mgd
-    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
+    if encoder is None:
+        encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
     moco = MoCo(
         encoder,
         moco_config.dim,
@@ -95,6 +101,8 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
     if teacher is None:
         return GuidedMoCo(moco, Guide(encoder))
     # the stages that both have, by their number
+    weighted = [tap for tap in stage_taps(encoder) if mgd_config.stage_weights[tap.stage - 1] > 0]
+    let_meet(teacher, encoder, weighted, config.data.image_size)
     read = {stage.stage: stage for stage in teacher.stages}
     taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
     teacher.read([read[tap.stage] for tap in taps])

@@ -14,12 +14,12 @@ from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.order import TrainingOrder, subset
-from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.ring import ring_workers, view_batches
 from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, decoding_of, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
@@ -55,7 +55,8 @@ class Pretraining:
         self.images, self.session, self.runtime = images, session, session.runtime
         self.steps_per_epoch = len(images) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.workers = self.runtime.data_workers(config.data.workers)
+        view_bytes = 2 * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
         self.account = self._account("train", images)
         self.monitor = self._monitor()
@@ -123,17 +124,24 @@ class Pretraining:
             reading = replace(
                 self._evaluating(self.account),
                 batch_size=max(1, config.optim.batch_size // world_size()),
-                pin=self.runtime.device.type == "cuda",
                 progress=progress,
             )
+            student, teacher = self._whole_batches(reading.batch_size)
             with one_pass(crops, seen, reading) as batches:
                 images = (self.upload.images(batch.images) for batch in batches)
                 measured = config.mgd.margin == "measured"
-                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, images, measured)
+                changes, costs = rematch(self.mgd, student, teacher, images, measured)
         self.module.train()
         on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
         tell(changes, epoch)
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
+
+    def _whole_batches(self, size: int) -> tuple[Maps[Tensor], Maps[Tensor]]:
+        """Student and teacher for a matching update; compiled ones see batches of one size."""
+        assert self.teacher is not None
+        if not self.config.runtime.compile:
+            return self.module.student_maps, self.teacher
+        return padded(self.module.student_maps, size), padded(self.teacher, size)
 
     def evaluate(self) -> dict[str, Any]:
         """k-NN of the student as it is, beside its initial state and the teacher."""
@@ -150,7 +158,8 @@ class Pretraining:
         return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
 
     def _evaluating(self, account: SkippedFiles) -> Reading:
-        return Reading(workers=self.workers, account=account, stop=self.session.stop)
+        pin = self.runtime.device.type == "cuda"
+        return Reading(workers=self.workers, pin=pin, account=account, stop=self.session.stop)
 
     # state
 
@@ -210,9 +219,9 @@ class Pretraining:
     def _compile(self) -> None:
         networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
         for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
-            network.compile()  # in place: the names in the state dict stay
+            network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
-            self.mgd.compile()
+            self.mgd.compile(dynamic=False)
 
 
 def update_of(config: PretrainConfig, task: Pretraining) -> Update:

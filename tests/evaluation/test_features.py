@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.sources import Labelled
-from mgd_ssl.evaluation.features import FeatureExtractor
+from mgd_ssl.evaluation.features import FeatureExtractor, Rows
 from mgd_ssl.run.runtime import Runtime
 from tests.conftest import write_images
 
@@ -69,3 +69,14 @@ def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path
     stand_in = int(np.abs(whole - found.values[4]).sum(axis=1).argmin())
     assert stand_in != 4
     assert found.labels.tolist() == [0, 3, 6, 9, 3 * stand_in, 15, 18, 21, 24]
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 7, 100])
+def test_rows_are_the_same_however_many_are_copied_at_once(at_once: int) -> None:
+    expected = torch.arange(34.0).view(17, 2)
+    rows = Rows(17, at_once)
+    for part in expected.split(3):
+        rows.add(part)
+    assert torch.equal(rows.all(), expected)
+    assert torch.equal(rows.all(), expected)
+    assert Rows(0, at_once).all().shape == (0, 0)

@@ -11,7 +11,6 @@ from mgd_ssl.data.loader import PREFETCH
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport, md5_of
 from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import check_same, damaged_description, nothing_trained, run_folder, saved_description
@@ -30,6 +29,7 @@ from mgd_ssl.tasks.detection.detection import Detection, Parts, length
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
 from mgd_ssl.tasks.detection.weights import Beginning, begin, load_teacher
 from mgd_ssl.tasks.student import ENCODER, finished_result
+from mgd_ssl.tasks.teachers import told_of
 from mgd_ssl.training.loop import Pace, train
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import world_size
@@ -201,14 +201,6 @@ def description(config: DetectConfig, parts: Parts, beginning: Beginning, teache
         "teacher": None if teacher is None else told_of(teacher.report),
         "environment": environment(),
     }
-
-
-def told_of(report: LoadReport | None) -> dict[str, Any] | None:
-    """Whose weights a network has."""
-    if report is None:
-        return None
-    md5 = on_rank_zero(lambda: md5_of(report.path))
-    return {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
 
 
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

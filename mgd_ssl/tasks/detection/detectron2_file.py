@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from mgd_ssl.data.upload import DEVIATION
+from mgd_ssl.config import DEVIATION
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone, set_head
 from mgd_ssl.networks.plain import check_plain, check_values
-from mgd_ssl.networks.weights import LoadReport
 
 ALLOWED = {
     ("collections", "OrderedDict"),

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import initial_classifier, set_head, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.checkpoint import read_checkpoint
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.log import logger
