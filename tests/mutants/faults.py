@@ -19,13 +19,17 @@ class Fault(NamedTuple):
 
 ALGORITHM = ("tests/mgd/test_mgd.py",)
 AUGMENT = ("tests/moco/test_augment.py",)
+BEGINNING = ("tests/tasks/test_teachers.py", "-k", "begins")
 BACKENDS = ("tests/data/test_views.py",)
 BUILDER = ("tests/moco/test_builder.py",)
 DATA = ("tests/data/test_folder.py",)
 ENCODERS = ("tests/networks/test_backbones.py",)
 FEATURES = ("tests/evaluation/test_features.py",)
 HEADS = ("tests/linear_eval/test_heads.py",)
+HUB = ("tests/networks/test_hub.py",)
+KNOWN_FILES = ("tests/commands/test_teachers.py",)
 KNN = ("tests/evaluation/test_knn.py",)
+LAYOUTS = ("tests/networks/test_layouts.py",)
 METER = ("tests/training/test_meter.py",)
 METHOD = ("tests/tasks/test_moco.py",)
 PROBE = ("tests/linear_eval/test_probe.py",)
@@ -41,6 +45,7 @@ SOURCES = ("tests/linear_eval/test_sources.py",)
 STEP = ("tests/tasks/test_training_step.py",)
 TAPS = ("tests/networks/test_taps.py",)
 TEACHER = ("tests/networks/test_teacher.py", "tests/tasks/test_training_step.py", "-k", "folded or evaluation_mode")
+VITS = ("tests/networks/test_vit.py",)
 WEIGHTS = ("tests/networks/test_weights.py",)
 
 MOCO = [
@@ -202,4 +207,19 @@ EVALUATION = [
     Fault("crops of a probe as in pretraining", "scale=(0.08, 1.0)", "scale=(0.2, 1.0)", PROTOCOLS),
 ]  # fmt: skip
 
-FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION]
+TEACHERS = [
+    Fault("layout: the head of the momentum copy", 'head="base_encoder.fc."', 'head="momentum_encoder.fc."', LAYOUTS),
+    Fault("layout: DINO's student", '    "teacher",  # DINO', '    "student",  # DINO', LAYOUTS),
+    Fault("layout: ReLU in DINO's head", "nn.GELU if place.layout.gelu else nn.ReLU", "nn.ReLU", LAYOUTS),
+    Fault("hub: queries for keys", '[part["query"], part["key"], part["value"]]', '[part["key"], part["query"], part["value"]]', VITS),
+    Fault("hub: the stride is not looked at", '"downsample_in_bottleneck": False, ', "", HUB),
+    Fault("input: only scaled", "images * network.input_scale + network.input_shift", "images * network.input_scale", HUB),
+    Fault("input: SimCLR's like all others", "PIXELS if seen.known.pixels else USUAL", "USUAL", HUB),
+    Fault("vit: the last block twice", "[last * 2 // 3, last]", "[last - 1, last - 1]", VITS),
+    Fault("vit: tokens before the norm", "indices=blocks, norm=True", "indices=blocks, norm=False", VITS),
+    Fault("vit: the images keep their size", "self.grid_per_pixel = edge / image_size", "pass", VITS),
+    Fault("known: a name proves", "Recognised(named, False,", "Recognised(named, True,", KNOWN_FILES),
+    Fault("student: weights of the file left out", "**without_head(encoder, trained.backbone.state_dict())", "", BEGINNING),
+]  # fmt: skip
+
+FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION]
