@@ -227,11 +227,18 @@ class PretrainConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
-    """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
+    """Architecture to train, by name: resnet18/34/50/101/152, thin_resnet10/14, mobilenet_*, efficientnet_*, regnet_*,
+    shufflenet_* and more of torchvision's; timm.NAME for a CNN of timm."""
     teacher: Annotated[Path | None, FREE] = None
     """Checkpoint of the teacher (MoCo's, ours or its run folder, torchvision's); None: plain MoCo."""
     teacher_arch: str | None = None
     """Architecture of the teacher; None: told from the shapes in the file."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
     data: DataConfig
@@ -342,8 +349,8 @@ class ClassifyConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str | None = None
-    """Architecture to train: resnet18 and on, mobilenet_v1, mobilenet_v2, shufflenet_v2_x1_0 and more; None: that of
-    student_weights, resnet18 without them."""
+    """Architecture to train: resnet18 and on, mobilenet_v2, shufflenet_v2_x1_0 and more of torchvision's, mobilenet_v1,
+    timm.NAME; None: that of student_weights, resnet18 without them."""
     student_weights: Annotated[Path | None, FREE] = None
     """Checkpoint to begin with (MoCo's, ours or its run folder, torchvision's); None: random weights. Its classifier is
     kept where it has as many classes, else a new one is drawn."""
@@ -351,6 +358,12 @@ class ClassifyConfig(Settings):
     """Checkpoint of the teacher; None: plain supervised training."""
     teacher_arch: str | None = None
     """Architecture of the teacher; None: told from the shapes in the file."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     num_classes: int | None = Field(None, ge=2, le=2**20)
     """Outputs of the classifier; None: as many as there are classes. 1000 keeps an ImageNet classifier on CUB-200, as
     in the published runs."""

@@ -1,5 +1,6 @@
 """Whose file it is: MoCo's, ours, torchvision's; and the plain keys of its backbone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def _tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _prefix(state: dict[str, Tensor], path: Path) -> str:
-    prefixes = [key.removesuffix(anchor) for key in state for anchor in ANCHORS if key.endswith(anchor)]
+def _prefix(state: dict[str, Tensor], path: Path, anchors: Sequence[str] = tuple(ANCHORS)) -> str:
+    prefixes = [key.removesuffix(anchor) for key in state for anchor in anchors if key.endswith(anchor)]
     queries = [prefix for prefix in prefixes if prefix.endswith("encoder_q.")]  # MoCo: not the EMA encoder
     chosen = queries or prefixes
     if len(chosen) == 1:
@@ -34,7 +35,7 @@ def _prefix(state: dict[str, Tensor], path: Path) -> str:
     if not chosen:
         raise UserError(
             f"{path} holds no ResNet (no key ends in {ANCHORS[0]!r}) and no other network that is known by name: "
-            "pass a checkpoint of one"
+            "pass a checkpoint of one, or the name of its network (timm.NAME)"
         )
     several = ", ".join(repr(shown(name)) for name in chosen[:MOST_TOLD])
     raise UserError(f"{path} holds several networks ({several}): save the one you want alone")

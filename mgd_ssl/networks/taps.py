@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -62,3 +63,20 @@ class FeatureTaps:
         missing = [name for name, recorded in zip(self.names, maps, strict=True) if recorded is None]
         if missing:
             raise RuntimeError(f"no forward pass went through {', '.join(missing)} while its map was recorded")
+
+
+def map_sizes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
+    """[H, W] of the maps that modules are given for images of this size."""
+    return [shape[2:] for shape in map_shapes(network, names, size)]
+
+
+@torch.no_grad()
+def map_shapes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
+    """[1, C, H, W] of what modules are given for one image of this size."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    with FeatureTaps(network, names).record() as maps:
+        network(torch.zeros(1, 3, size, size))
+    for module, mode in modes.items():
+        module.training = mode
+    return [list(map_.shape) for map_ in maps]

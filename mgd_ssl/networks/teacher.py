@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
-from mgd_ssl.networks.backbones import StageTap, stage_taps
+from mgd_ssl.networks.backbones import stage_taps
 from mgd_ssl.networks.folding import fold_batch_norms
+from mgd_ssl.networks.stages import StageTap
 from mgd_ssl.networks.taps import FeatureTaps
 from mgd_ssl.networks.weights import LoadReport, load_backbone
 
@@ -22,7 +23,7 @@ class Teacher(nn.Module):
     Args:
         backbone: trained network, with or without its classifier.
         report: how it was loaded.
-        stages: where it is read; None: before the last ReLU of every stage.
+        stages: where it is read; None: before the last ReLU of every stage, if it has such maps.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.report = report
-        self.read(stage_taps(backbone) if stages is None else stages)
+        self.read(_usual(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
         self.eval()
 
@@ -83,3 +84,11 @@ class Teacher(nn.Module):
         if all(stage.norm for stage in self.stages):
             self._margins = self.margins()
         fold_batch_norms(self.backbone, self)
+
+
+def _usual(backbone: nn.Module) -> list[StageTap]:
+    """Where it is usually read; nowhere, where it has no such maps: its logits may be all that is wanted."""
+    try:
+        return stage_taps(backbone)
+    except UserError:
+        return []

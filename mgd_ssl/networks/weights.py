@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import read_json
 from mgd_ssl.networks.backbones import (
     BACKBONES,
+    SAME_SHAPES,
+    anchor_of,
     build_backbone,
     family_of,
     head_of,
@@ -19,8 +22,9 @@ from mgd_ssl.networks.backbones import (
     set_head,
     without_head,
 )
-from mgd_ssl.networks.layouts import MOST_TOLD, _group, _prefix, _tensors
+from mgd_ssl.networks.layouts import ANCHORS, MOST_TOLD, _group, _prefix, _tensors
 from mgd_ssl.networks.plain import casts, check_plain, check_values
+from mgd_ssl.networks.timm_cnn import TIMM
 from mgd_ssl.printable import shown
 from mgd_ssl.run.checkpoint import parsed, read_torch_file
 
@@ -72,7 +76,8 @@ def load_backbone(path: Path, arch: str | None = None, with_classifier: bool = F
     """
     content = read_torch_file(path)
     state = _tensors(parsed(content, path), path)
-    prefix = _prefix(state, path)
+    arch = arch or _named_beside(path)
+    prefix = _prefix(state, path, ANCHORS if arch is None else [*ANCHORS, anchor_of(arch)][-1:])
     whole = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     arch = arch or _fitting_arch(whole, path)
     backbone = _for_classes(arch, whole, path) if with_classifier and not prefix.endswith("encoder_q.") else None
@@ -128,6 +133,15 @@ def _shapes_of(network: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
+def _named_beside(path: Path) -> str | None:
+    """The network of the run a file belongs to, where shapes do not tell it."""
+    for folder in (path.parent, path.parent.parent):  # of encoder.pt, of checkpoints/step_*.pt
+        if (folder / "config.json").is_file():
+            student = str(read_json(folder / "config.json").get("config", {}).get("student"))
+            return student if student.startswith(TIMM) or student in SAME_SHAPES else None
+    return None
+
+
 def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
     """The architecture whose tensors, the classifier's left out, have these shapes."""
 
@@ -135,7 +149,7 @@ def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
         shapes = {key: value.shape for key, value in without_head(_without_values(arch), whole).items()}
         return len([k for k, _ in _shapes(arch).items() ^ shapes.items() if not k.endswith(OPTIONAL)])
 
-    best = min(BACKBONES, key=mismatches)
+    best = min([arch for arch in BACKBONES if anchor_of(arch) in whole], key=mismatches)
     if mismatches(best):
         found = without_head(_without_values(best), whole)
         check_plain(found, path)

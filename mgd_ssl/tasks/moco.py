@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.pairs import Named, pair
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import initial_encoder, stage_taps
+from mgd_ssl.networks.backbones import initial_encoder
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.training.task import StepOutput
 from moco import MoCo
@@ -94,10 +95,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
     )
     if teacher is None:
         return GuidedMoCo(moco, Guide(encoder))
-    # the stages that both have, by their number
-    read = {stage.stage: stage for stage in teacher.stages}
-    taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
-    teacher.read([read[tap.stage] for tap in taps])
+    taps = pair(encoder, teacher, Named(config.taps, config.teacher_taps), config.data.image_size)
     try:
         mgd = MGD(
             [tap.channels for tap in taps],
@@ -111,29 +109,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
     if moco_config.bn_splits > 1:
         split_batch_norms(mgd.norms, moco_config.bn_splits)
     terms, weights = {"mgd": MatchedMaps(mgd, config.seed)}, {"mgd": mgd_config.weight}
-    method = GuidedMoCo(moco, Guide(encoder, [tap.relu for tap in taps], terms, weights))
-    check_maps(method, teacher, config)
-    return method
-
-
-def check_maps(method: GuidedMoCo, teacher: Teacher, config: PretrainConfig) -> None:
-    """Raise UserError unless student and teacher maps have one spatial size at every stage, above 1 x 1."""
-    size = config.data.image_size
-    probe = torch.zeros(1, 3, size, size)
-    method.eval()
-    sizes = zip(method.student_maps(probe), teacher(probe), strict=True)
-    for i, (student_map, teacher_map) in enumerate(sizes, start=1):
-        s, t = list(student_map.shape[2:]), list(teacher_map.shape[2:])
-        if s != t:
-            raise UserError(
-                f"stage {i} of {config.student} has maps of {s} and of the teacher {t} at data.image_size {size}: "
-                "choose networks whose strides agree"
-            )
-        if s == [1, 1]:
-            raise UserError(
-                f"the maps of stage {i} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
-                "choose larger images"
-            )
+    return GuidedMoCo(moco, Guide(encoder, [tap.relu for tap in taps], terms, weights))
 
 
 def check_sizes(config: PretrainConfig, num_images: int) -> None:

@@ -411,11 +411,12 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     told = refused(**settings(photographs, out, student="thin_resnet14", **guided(narrow(tmp_path))))
     assert "student channels and only" in told
     told = refused(**settings(photographs, out, student="mobilenet_v1", **guided(teacher)))
-    assert "differ at data.image_size 32 in stage 1 ([8, 8] and [16, 16])" in told and "those that fit: none" in told
+    assert "in stage 1 (8 x 8 and 16 x 16; in the teacher layer2.0.relu has 8 x 8)" in told
+    assert "stages that fit: none" in told
     told = refused(**settings(photographs, out, **guided(teacher, mgd={"weight": 0}, kd={"weight": 0})))
     assert told.startswith("mgd.weight and kd.weight are 0")
-    told = refused(**settings(photographs, out, student="efficientnet_b0", **guided(teacher)))
-    assert "has no map before a ReLU" in told
+    told = refused(**settings(photographs, out, student="convnext_tiny", **guided(teacher)))
+    assert "has no map before an activation" in told
     with pytest.raises(ValueError, match=r"nesterov is true and momentum 0"):
         ClassifyConfig(**settings(photographs, out, optim={"momentum": 0}))
 
