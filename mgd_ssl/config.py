@@ -334,6 +334,12 @@ class SupervisedOptimConfig(Settings):
     """Epochs of a linear warm-up from a tenth of the peak."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that is spread over all classes."""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """Mix every image and label of a batch with another's, in a share drawn from Beta(mixup, mixup)
+    (https://arxiv.org/abs/1710.09412); the teacher sees the mixed images too. 0: no mixing."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Momentum of an average of the weights, taken after every step; what is validated and left behind is then the
+    average. 0: none."""
 
     @model_validator(mode="after")
     def _nesterov(self) -> Self:

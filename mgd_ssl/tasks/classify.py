@@ -41,6 +41,7 @@ class ClassifyResult:
     steps: int
     validation: dict[str, float]  # top1, top5 of the last epoch in percent
     best: dict[str, float]  # top1, top5 and the epoch after which top-1 was highest, chosen on the same images
+    weights: str  # that are left behind and that both numbers are of: trained, or averaged (optim.ema)
 
 
 RESULT = tuple(field.name for field in fields(ClassifyResult))
