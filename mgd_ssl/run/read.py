@@ -22,6 +22,7 @@ REQUIRED = {
     "train": ("epoch", "loss", "accuracy", "lr", "images_per_second", "data_wait"),
     "knn": ("top1", "top5", "protocol"),
     "matching": ("epoch",),
+    "validation": ("epoch", "top1", "top5", "best_top1", "best_top5"),
 }  # what the report reads of a row of metrics.jsonl; other kinds are not its business
 
 
@@ -38,6 +39,7 @@ class Run:
     metrics: Rows
     evaluations: dict[str, Evaluation]  # by file name
     finished: bool
+    task: str = "pretraining"
 
     def rows(self, kind: str) -> Rows:
         """Rows of metrics.jsonl of one kind."""
@@ -58,7 +60,10 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method in tables."""
-        return "MoCo v2" if self.teacher is None else "MoCo v2 + MGD"
+        if self.task == "pretraining":
+            return "MoCo v2" if self.teacher is None else "MoCo v2 + MGD"
+        terms = [term for term in ("mgd", "kd") if self.teacher and self.config.get(term, {}).get("weight")]
+        return " + ".join(["supervised", *map(str.upper, terms)])
 
     @property
     def seed(self) -> int:
@@ -200,7 +205,7 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name, saved["config"], saved["data"], saved["teacher"], saved["environment"],
         read_metrics(folder / "metrics.jsonl"),
         {path.name: Evaluation.load(path) for path in sorted(folder.glob("evaluation_*.json"))},
-        is_finished(folder),
+        is_finished(folder), str(saved.get("task", "pretraining")),
     )  # fmt: skip
 
 

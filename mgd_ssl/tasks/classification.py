@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,9 +184,11 @@ class Classification:
         return measured | {"best_top1": self.best["top1"], "best_top5": self.best["top5"]}
 
     def _save_confusion(self, confusion: Tensor, epoch: int) -> None:
-        """Counts [class, what it was taken for] of the newest validation."""
+        """Counts [class, what it was taken for] of the newest validation, and the classes' names."""
         content, path = io.BytesIO(), self.session.out / "confusion.npz"
-        np.savez_compressed(content, counts=confusion.numpy(), epoch=np.array(epoch))
+        more = [f"(output {index})" for index in range(len(self.class_names), len(confusion))]  # than classes
+        names = [*self.class_names, *more]
+        np.savez_compressed(content, counts=confusion.numpy(), epoch=np.array(epoch), names=np.array(names))
         with writing(path):
             write_whole(path, content.getvalue())
 
@@ -230,6 +233,11 @@ class Classification:
         return {"validation": last, "best": self.best, "weights": weights}, plain
 
     # parts
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """By class index."""
+        return self.parts.train.images.labels()[1]
 
     @property
     def left_behind(self) -> nn.Module:
