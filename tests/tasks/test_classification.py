@@ -343,6 +343,19 @@ def test_mixed_images_go_to_both_networks(
     torch.testing.assert_close(output.losses["cross_entropy"].detach(), expected)
 
 
+def test_mixing_is_drawn_anew_in_every_step(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    call = Update.__call__
+
+    def note(self: Update, inputs: tuple[Any, ...], step: int) -> StepOutput:
+        shares.append(float(inputs[3].share))
+        return call(self, inputs, step)
+
+    monkeypatch.setattr(Update, "__call__", note)
+    classify(**settings(photographs, tmp_path / "run", optim={"mixup": 1.0, "epochs": 2}))
+    assert len(set(shares)) == len(shares) == 4
+
+
 def test_the_average_of_the_weights_is_what_is_measured_and_left(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +396,9 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     write_images(tmp_path / "val" / "dogwood", 2)
     told = refused(**settings(photographs, out, data={"val": tmp_path / "val"}))
     assert "differ in classes (birch, cedar, dogwood)" in told
+    (tmp_path / "val" / "elm").mkdir()
+    told = refused(**settings(photographs, out, data={"val": tmp_path / "val"}))
+    assert "elm is the folder of a class without images: add some, or remove the folder" in told
     assert "num_classes is 2" in refused(**settings(photographs, out, num_classes=2))
     assert "fewer than optim.batch_size" in refused(**settings(photographs, out, data={"share_of_labels": 0.1}))
     other = build_backbone("thin_resnet14", 7)
@@ -392,6 +408,13 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     torch.save(other.state_dict(), tmp_path / "other.pt")
     told = refused(**settings(photographs, out, **guided(tmp_path / "other.pt")))
     assert "has a classifier of 7 classes and the student 3 classes" in told
+    torch.save(trunk_alone(other), tmp_path / "moco.pt")
+    told = refused(**settings(photographs, out, **guided(tmp_path / "moco.pt")))
+    assert "has no classifier and the student 3 classes: fine-tune the teacher on the same labels" in told
+    told = refused(**settings(photographs, out, taps=("layer2.0.rely",), **guided(teacher)))
+    assert "'layer2.0.rely' is no module of the student, did you mean 'layer2.0.relu'" in told
+    told = refused(**settings(photographs, out, teacher_taps=("layer9",), **guided(teacher)))
+    assert "'layer9' is no module of the teacher" in told
     told = refused(**settings(photographs, out, student="thin_resnet14", **guided(narrow(tmp_path))))
     assert "student channels and only" in told
     told = refused(**settings(photographs, out, student="mobilenet_v1", **guided(teacher)))
@@ -403,6 +426,11 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     assert "has no map before an activation" in told
     with pytest.raises(ValueError, match=r"nesterov is true and momentum 0"):
         ClassifyConfig(**settings(photographs, out, optim={"momentum": 0}))
+
+
+def trunk_alone(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """As a self-supervised run leaves it."""
+    return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
 
 
 def narrow(folder: Path) -> Path:
