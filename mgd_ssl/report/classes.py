@@ -1,7 +1,7 @@
 """How well every class is told from the others: from the confusions a classification leaves behind."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,16 @@ class Classes:
     note: str
     worst: list[ClassRow]
     pictures: list[Picture]
+
+
+def validated(run: Run) -> Iterator[tuple[str, str, dict[str, list[float]]]]:
+    """Protocol, state and accuracies of a classification's last epoch, and of the best on the same images."""
+    averaged = ", averaged weights" if run.config["optim"].get("ema") else ""
+    for row in run.rows("validation")[-1:]:
+        state = run.state if run.finished else f"{run.state}; validation at step {row['step']}"
+        for which, prefix in (("last epoch", ""), ("best epoch, chosen on the same images", "best_")):
+            values = {name: [row[prefix + name]] for name in ("top1", "top5")}
+            yield f"validation images, centre crops, {which}{averaged}", state, values
 
 
 def class_reports(runs: Sequence[Run], notes: list[str]) -> list[Classes]:

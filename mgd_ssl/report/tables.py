@@ -11,6 +11,7 @@ import pandas as pd
 from mgd_ssl.config import ClassifyConfig, PretrainConfig
 from mgd_ssl.printable import printable
 from mgd_ssl.report import published, published_errors
+from mgd_ssl.report.classes import validated
 from mgd_ssl.run.read import Run
 from mgd_ssl.settings import flattened, free_keys
 
@@ -127,16 +128,11 @@ def from_metrics(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[Measu
 
 def from_validation(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[Measurement]:
     """Of a classification the last epoch, and the one that was best on the same images."""
-    averaged = ", averaged weights" if run.config["optim"].get("ema") else ""
-    for row in run.rows("validation")[-1:]:
-        best = {"top1": [row["best_top1"]], "top5": [row["best_top5"]]}
-        for which, values in (("last epoch", top(row)), ("best epoch, chosen on the same images", best)):
-            protocol = f"validation images, centre crops, {which}{averaged}"
-            state = run.state if run.finished else f"{run.state}; validation at step {row['step']}"
-            yield Measurement(
-                (groups[run.name], "validation", protocol), run.student, run.method, teacher_name(run), run.epochs,
-                "classification", protocol, state, "metrics.jsonl", run, values,
-            )  # fmt: skip
+    for protocol, state, values in validated(run):
+        yield Measurement(
+            (groups[run.name], "validation", protocol), run.student, run.method, teacher_name(run), run.epochs,
+            "classification", protocol, state, "metrics.jsonl", run, values,
+        )  # fmt: skip
 
 
 def from_evaluations(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[Measurement]:
