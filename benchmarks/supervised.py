@@ -29,11 +29,11 @@ class Config(Settings):
     """Folder of images and runs."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each draws its images, its teacher's and its students' weights."""
-    train_per_class: int = Field(20, ge=1)
+    train_per_class: int = Field(40, ge=1)
     """Training images of each of the 16 textures."""
-    val_per_class: int = Field(25, ge=1)
+    val_per_class: int = Field(50, ge=1)
     """Validation images of each."""
-    teacher_epochs: int = Field(20, ge=1)
+    teacher_epochs: int = Field(40, ge=1)
     """Length of the teacher's training."""
     epochs: int = Field(10, ge=1)
     """Length of a student's training."""
