@@ -15,7 +15,7 @@ from pydantic import Field
 from rich.table import Table
 
 from mgd_ssl.bench.tables import show
-from mgd_ssl.demo.textures import TEXTURES, make_image_set
+from mgd_ssl.demo.textures import TEXTURES, ImageSet
 from mgd_ssl.settings import Settings
 from mgd_ssl.tasks.classify import classify
 
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
         images = config.out / "images" / f"{seed}_{config.train_per_class}_{config.val_per_class}"
         if not images.exists():
             half = images.with_suffix(".half")
-            make_image_set(half, seed, len(TEXTURES), config.train_per_class, config.val_per_class)
+            ImageSet(seed, len(TEXTURES), config.train_per_class, config.val_per_class, 48).write(half)
             half.rename(images)
         for name, found in top1.items():
             found.append(classify(**settings(config, images, seed, name)).validation["top1"])

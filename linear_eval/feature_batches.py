@@ -18,9 +18,11 @@ from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.run.runtime import Runtime
+from moco.device import uploaded
 from moco.dist import rank, world_size
 
 CHUNK = 8192  # rows read at a time outside training
+CHECKED_AT_ONCE = 16  # batches on a GPU: whether features are finite is not asked, and waited for, at every step
 TURNED_AT_ONCE = 2**30  # bytes of a table of which a rotated copy is held
 Batches = Iterator[tuple[Tensor, Tensor]]  # features [N, d] and classes [N], on the device
 
@@ -105,8 +107,8 @@ class CachedSource:
 
     def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Transformed features and classes of the given rows, on the device."""
-        chosen = torch.from_numpy(rows).to(self.values.device)
-        x, y = self.values[chosen].to(self.device), self.labels[chosen].to(self.device)
+        chosen = uploaded(torch.from_numpy(rows), self.values.device)
+        x, y = (uploaded(table[chosen], self.device) for table in (self.values, self.labels))
         return self.transform(x), y
 
 
@@ -141,6 +143,8 @@ class LiveSource:
         self.labels = torch.from_numpy(labels)
         self.crops = RandomCrops(images, size, seed)
         self.workers, self.account, self.upload = workers, account, Upload(runtime)
+        self.checked_at_once = 1 if runtime.device.type == "cpu" else CHECKED_AT_ONCE
+        self._unchecked: list[tuple[Tensor, Tensor]] = []  # features and images of the last batches
 
     @contextmanager
     def batches(self, rows: np.ndarray, order: TrainingOrder) -> Iterator[Batches]:
@@ -153,7 +157,15 @@ class LiveSource:
         self.account.note(batch.unreadable)
         with torch.no_grad(), self.runtime.autocast():
             x = self.backbone(self.upload.images(batch.images)).float()
-        if not torch.isfinite(x).all():
-            check_finite(x.cpu().numpy(), batch.indices.numpy(), self.images, self.backbone)
-        y = self.labels[batch.indices].to(self.runtime.device, non_blocking=True)
+        self._unchecked.append((x, batch.indices))
+        if len(self._unchecked) == self.checked_at_once:
+            self._check()
+        y = uploaded(self.labels[batch.indices], self.runtime.device)
         return self.transform(x), y
+
+    def _check(self) -> None:
+        """Raise UserError unless the features of the last batches are finite; on a GPU this waits for them."""
+        x, indices = (torch.cat(parts) for parts in zip(*self._unchecked, strict=True))
+        self._unchecked.clear()
+        if not torch.isfinite(x).all():
+            check_finite(x.cpu().numpy(), indices.numpy(), self.images, self.backbone)

@@ -49,7 +49,7 @@ class Heads:
         self.weight = weight.float().repeat(num_heads, 1)  # [H * C, d]
         self.bias = bias.float().repeat(num_heads)  # [H * C]
         self.weight_velocity, self.bias_velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self.lr, weight_decay = torch.tensor(self.settings, device=weight.device).unbind(dim=1)  # [H]
+        self.lr, weight_decay = torch.tensor(self.settings).to(weight.device).unbind(dim=1)  # [H]
         self.weight_decay = weight_decay.repeat_interleave(len(bias))  # [H * C]
 
     def logits(self, x: Tensor) -> Tensor:

@@ -107,9 +107,10 @@ class MoCo(nn.Module):
             self.update_key_encoder()
             k = self.encode_keys(im_k, shuffle_seed)  # [N, dim]
 
-        # positive logits against the own key, negative ones against the queue
-        positive = torch.einsum("nc,nc->n", q, k).unsqueeze(1)  # [N, 1]
-        negative = q @ self.queue  # [N, K]
+        # positive logits against the own key, negative ones against the queue, in float32: in half precision many tie
+        with torch.autocast(q.device.type, enabled=False):
+            positive = torch.einsum("nc,nc->n", q.float(), k.float()).unsqueeze(1)  # [N, 1]
+            negative = q.float() @ self.queue  # [N, K]
         logits = torch.cat([positive, negative], dim=1).div_(self.temperature)  # [N, 1 + K]
         labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
         return MoCoOutput(logits, labels, k)

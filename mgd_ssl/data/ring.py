@@ -4,9 +4,10 @@ A fresh piece of shared memory for every batch costs more than the copy into it,
 in both processes. Here the workers write into the slots of a ring and send the slot's number.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -17,7 +18,9 @@ from mgd_ssl.data.loader import PREFETCH, batches
 from mgd_ssl.data.samples import Space
 from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.run.log import logger
+from mgd_ssl.run.runtime import Runtime
 
+PINNED_BYTES = 2**32  # of a process's ring at most, unless more workers are asked for
 SPARE = 2  # slots more with a GPU, which may still be copying from them while the workers have all the others
 
 Key = tuple[int, int]
@@ -56,6 +59,7 @@ class Ring(Generic[Batch]):
 
     def __init__(self, dataset: Filling[Batch], batch_size: int, num_slots: int, device: torch.device) -> None:
         self.dataset, self.device = dataset, device
+        self.device_wait = 0.0  # seconds waited so far for the device, not for data
         spaces = [dataset.space(batch_size) for _ in range(num_slots)]
         try:
             self.spaces = [Space(*(tensor.share_memory_() for tensor in space)) for space in spaces]
@@ -73,7 +77,9 @@ class Ring(Generic[Batch]):
             assert self._free, "more batches are under way than there are slots"
             slot, copied = self._free.popleft()
             if copied is not None:
-                copied.synchronize()  # hardly ever waits: the slot was given back some batches ago
+                asked = time.monotonic()
+                copied.synchronize()  # waits where the device is some batches behind
+                self.device_wait += time.monotonic() - asked
             yield slot, batch
 
     def read(self, filled: Iterable[Filled]) -> Iterator[Batch]:
@@ -91,6 +97,21 @@ class Ring(Generic[Batch]):
         self._free.append((slot, copied))
 
 
+class RingBatches(Iterator[Batch]):
+    """The batches that `Ring.read` gives, which also tell how long the device was waited for meanwhile."""
+
+    def __init__(self, ring: Ring[Batch], filled: Iterable[Filled]) -> None:
+        self._ring, self._batches = ring, ring.read(filled)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    @property
+    def device_wait(self) -> float:
+        """Seconds so far."""
+        return self._ring.device_wait
+
+
 class _Slots(Dataset[Filled]):
     """What the workers see: fills the slot that comes with the keys."""
 
@@ -100,6 +121,21 @@ class _Slots(Dataset[Filled]):
     def __getitems__(self, request: tuple[int, Sequence[Key]]) -> Filled:
         slot, keys = request
         return slot, len(keys), self.dataset.fill(keys, self.spaces[slot])
+
+
+def ring_workers(runtime: Runtime, wanted: int | None, batch_bytes: int) -> int:
+    """Data processes for this process: those of `Runtime.data_workers`, but with a GPU and unless told otherwise no
+    more than a ring of `PINNED_BYTES` has slots for: a host with hundreds of cores would pin tens of GB.
+
+    Args:
+        runtime: of this process.
+        wanted: by the settings.
+        batch_bytes: of a slot.
+    """
+    workers = runtime.data_workers(wanted)
+    if wanted is not None or runtime.device.type != "cuda":
+        return workers
+    return max(1, min(workers, (PINNED_BYTES // batch_bytes - 1 - SPARE) // PREFETCH))
 
 
 @contextmanager
@@ -125,7 +161,7 @@ def view_batches(
         _pinned(ring, device),
         batches(_Slots(dataset, ring.spaces), ring.addressed(keys), workers, pin=False) as filled,
     ):
-        yield ring.read(filled)
+        yield RingBatches(ring, filled)
 
 
 @contextmanager
@@ -138,9 +174,16 @@ def _pinned(ring: Ring[Any], device: torch.device) -> Iterator[None]:
     tensors = [tensor for space in ring.spaces for tensor in space]
     locked = [tensor for tensor in tensors if int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0]
     if len(locked) < len(tensors):
+        _take_error(device)
         logger.warning("the memory of the data workers could not be pinned, so copies to the GPU will wait for it")
     try:
         yield
     finally:
         for tensor in locked:
             cuda.cudaHostUnregister(tensor.data_ptr())
+
+
+def _take_error(device: torch.device) -> None:
+    """Launch something that raises what a failed call has left behind: else the next launch would."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)

@@ -3,12 +3,10 @@
 import torch
 from torch import Tensor
 
+from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.run.runtime import Runtime
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as in MoCo
-DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Upload:
@@ -21,19 +19,32 @@ class Upload:
 
     def __init__(self, runtime: Runtime, max_sigma: float = 0.0) -> None:
         self.device, self.memory_format, self.max_sigma = runtime.device, runtime.memory_format, max_sigma
+        self.dtype = runtime.precision or torch.float32
         self.mean, self.deviation = (
             (torch.tensor(values) * 255).view(3, 1, 1).to(self.device) for values in (MEAN, DEVIATION)
         )
+        on_gpu = self.device.type == "cuda"
+        self.stream = torch.cuda.Stream(self.device) if on_gpu else None  # of the copies, beside the computation
         # on a GPU compiled in any case: half a hundred operations on whole batches become a few
-        self._finish = torch.compile(finish_views) if self.device.type == "cuda" else finish_views
+        self._finished = torch.compile(self.finished, dynamic=False) if on_gpu else self.finished
 
     def views(self, batch: PretrainBatch) -> list[Tensor]:
-        """Normalised query and key views [N, 3, H, W]; their colours are done here if the workers left them."""
-        views = [self._to_device(pixels) for pixels in (batch.im_q, batch.im_k)]
-        if batch.rows is not None:
-            rows = self._to_device(batch.rows)
-            views = [self._finish(*pair, self.max_sigma) for pair in zip(views, rows, strict=True)]
-        return [self.normalised(pixels) for pixels in views]
+        """Normalised views [N, 3, H, W], query first, in the training's precision; their colours are done here if the
+        workers left them."""
+        views = [self._to_device(pixels) for pixels in batch.views]
+        if batch.rows is None:
+            return [self.normalised(pixels).to(self.dtype) for pixels in views]
+        rows = self._to_device(batch.rows)
+        return [self._finished(*pair) for pair in zip(views, rows, strict=True)]
+
+    def finished(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """One view: colours, blur, normalised, in the training's precision; in one go for the compiler.
+
+        Args:
+            pixels: [N, H, W, 3] uint8.
+            rows: of `View`, [N, 15].
+        """
+        return self.normalised(finish_views(pixels, rows, self.max_sigma)).to(self.dtype)
 
     def images(self, pixels: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> normalised float32 [N, 3, H, W] on the device."""
@@ -45,5 +56,17 @@ class Upload:
         images = images.sub_(self.mean).div_(self.deviation)
         return images.contiguous(memory_format=self.memory_format)
 
+    def labels(self, labels: Tensor) -> Tensor:
+        """Class indexes, or whatever else comes with the images, on the device."""
+        return self._to_device(labels)
+
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)  # does not wait where the memory is pinned
+        """Does not wait where the memory is pinned; on a GPU the copy runs beside what was launched before it."""
+        if self.stream is None:
+            return tensor.to(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = tensor.to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        moved.record_stream(current)  # its memory is given to another copy after the computation that reads it
+        return moved

@@ -29,6 +29,7 @@ from mgd_ssl.networks.stages import (
     shufflenet_v2_taps,
 )
 from mgd_ssl.networks.timm_cnn import TIMM, built_on_cpu, timm_family, timm_network
+from mgd_ssl.networks.vit import ANCHOR, TokenMaps
 from moco import projection_head
 from moco.keyed import keyed_seed
 
@@ -63,6 +64,12 @@ class ThinResNet(ResNet):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+def _vit_taps(network: nn.Module) -> list[StageTap]:
+    """The maps that a ViT yields; none before it has met a student's."""
+    assert isinstance(network, TokenMaps)
+    return [StageTap(f"maps.{stage}", "", network.width, int(stage)) for stage in network.maps]
+
+
 FAMILIES = [
     Family(ResNet, "fc", "layer1.0.conv1.weight", resnet_taps, ("resne", "wide_resnet", "thin_resnet")),
     Family(MobileNetV1, "fc", "model.1.3.weight", mobilenet_v1_taps, ("mobilenet_v1",)),
@@ -73,6 +80,7 @@ FAMILIES = [
     Family(RegNet, "fc", "trunk_output.block1.block1-0.proj.0.weight", regnet_taps, ("regnet",)),
     # its activations see channels last, [N, H, W, C]
     Family(ConvNeXt, "classifier", "features.1.0.block.0.weight", None, ("convnext",)),
+    Family(TokenMaps, "head", ANCHOR, _vit_taps, ("vit",)),
 ]
 
 TORCHVISION = [

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from mgd_ssl.run.read import Run
+from mgd_ssl.run.read import TERM_TITLES, Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -123,9 +123,12 @@ ACCURACY = {  # of training, by the task
 }
 SHOWN = ("epoch", "step", "loss", "accuracy", "lr", "images_per_second", "data_wait")  # numbers that are no loss terms
 TERM_NAMES = {
-    "contrastive": "Contrastive term", "mgd": "Distillation term", "cross_entropy": "Cross entropy",
+    "contrastive": "Contrastive term",
+    "mgd": "Distillation term",
+    "cross_entropy": "Cross entropy",
     "kd": "Distillation of logits",
-}  # fmt: skip
+    **TERM_TITLES,
+}
 
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
@@ -158,7 +161,12 @@ def loss_terms(runs: Sequence[Run]) -> list[str]:
 def accuracy_curves(task: str) -> Curves:
     """Of the runs of one task."""
     title, caption = ACCURACY[task]
-    return Curves(title, "share (%)", caption, lambda run, row: 100 * row["accuracy"] if run.task == task else None)
+    return Curves(
+        title,
+        "share (%)",
+        caption,
+        lambda run, row: 100 * row["accuracy"] if run.task == task and "accuracy" in row else None,
+    )
 
 
 def term_curves(name: str) -> Curves:

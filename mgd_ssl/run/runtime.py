@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,7 +50,12 @@ def cores(local_world_size: int) -> int:
     """Cores of this process: what a launcher that bound it to some says (`MGD_SSL_CORES`), else its share of those
     the processes of this host may run on."""
     told = os.environ.get("MGD_SSL_CORES")
-    return int(told) if told else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return int(told) if told else max(1, cores_here() // local_world_size)
+
+
+def cores_here() -> int:
+    """Cores this process may run on; all there are where the system binds none to a process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -59,31 +65,68 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
     With one process there is no process group. With several, gloo carries CPU tensors and nccl those on GPUs.
 
     Raises:
-        UserError: when CUDA is asked for and absent.
+        UserError: when a device is asked for and absent, or processes share a GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is 'cuda' but torch sees no GPU: pass --runtime.device cpu, or mend the driver")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.device == "mps":
+        check_mps()
+    use_cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = config.threads or cores(local_world_size)
     previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     if use_cuda:
+        # a launcher may show every process all GPUs of the host, or its own alone
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     else:
-        device = torch.device("cpu")
+        device = torch.device("mps" if config.device == "mps" else "cpu")
     owns_group = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
     if owns_group:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     try:
+        if use_cuda and world_size() > 1:
+            check_one_each(shared(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"))
         yield Runtime(device, AUTOCAST[config.precision], memory_format, local_world_size)
     finally:
         torch.set_num_threads(previous_threads)
         if owns_group:
             dist.destroy_process_group()
+
+
+def check_mps() -> None:
+    """Raise UserError unless this process can compute on Apple's GPU, alone."""
+    if not torch.backends.mps.is_available():
+        raise UserError("runtime.device is 'mps' but torch sees no Apple GPU: pass --runtime.device cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("runtime.device is 'mps', which several processes cannot share: start one, or pass cpu")
+
+
+def shared(mine: str) -> list[str]:
+    """A word of every rank, in their order."""
+    words = [""] * world_size()
+    dist.all_gather_object(words, mine)
+    return words
+
+
+def check_one_each(devices: Sequence[str]) -> None:
+    """Raise UserError, on all ranks alike, when two processes were given one GPU: nccl would fail late and darkly.
+
+    Args:
+        devices: host and identity of the GPU of every rank.
+    """
+    for first, device in enumerate(devices):
+        if device in devices[first + 1 :]:
+            second = devices.index(device, first + 1)
+            host = device.split()[0]
+            raise UserError(
+                f"processes {first} and {second} share one GPU of {host}: start no more processes on a host than it "
+                f"has GPUs ({len({each for each in devices if each.split()[0] == host})} there), or pass "
+                "--runtime.device cpu"
+            )
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

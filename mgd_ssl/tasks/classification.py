@@ -19,13 +19,13 @@ from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.data.labelled_crops import LabelledBatch, RandomCrops, SomeOf
 from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.order import TrainingOrder, few_labels, subset
-from mgd_ssl.data.ring import view_batches
+from mgd_ssl.data.ring import ring_workers, view_batches
 from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.data.sources import Labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.matched_maps import MatchedMaps
-from mgd_ssl.distillation.rematch import rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.validation import validate
 from mgd_ssl.files import write_whole, writing
@@ -74,7 +74,8 @@ class Classification:
         self.session, self.runtime = session, session.runtime
         self.steps_per_epoch = len(parts.chosen) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.workers = self.runtime.data_workers(config.data.workers)
+        crop_bytes = 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.workers = ring_workers(self.runtime, config.data.workers, crop_bytes)
         self.upload = Upload(self.runtime)
         self.account = self._account("train", parts.train)
         self.val_account = self._account("val", parts.val)
@@ -106,7 +107,7 @@ class Classification:
         """Images, labels, the guide's targets, and how the images were mixed."""
         self.account.note(batch.unreadable)
         images = self.upload.images(batch.images)  # [N, 3, H, W]
-        labels = batch.labels.to(self.runtime.device)
+        labels = self.upload.labels(batch.labels)
         mixing: Mixing | None = None
         if self.config.optim.mixup:
             seed = keyed_seed(self.config.seed, "mixup", step, rank())
@@ -154,7 +155,10 @@ class Classification:
             with one_pass(CentreCrops(images, config.data.image_size, config.seed), seen, reading) as batches:
                 crops = (self.upload.images(batch.images) for batch in batches)
                 measured = config.mgd.margin == "measured"
-                changes, costs = rematch(self.mgd, self.module.student_maps, self.teacher, crops, measured)
+                looks: list[Maps[Tensor]] = [self.module.student_maps, self.teacher]
+                if config.runtime.compile:
+                    looks = [padded(maps, reading.batch_size) for maps in looks]
+                changes, costs = rematch(self.mgd, looks[0], looks[1], crops, measured)
         self.module.train()
         on_rank_zero(lambda: save_costs(self.session.out / "matching_costs.npz", costs, epoch))
         tell(changes, epoch)
@@ -258,9 +262,9 @@ class Classification:
 
     def _compile(self) -> None:
         for network in [self.module.student, *([self.teacher.backbone] if self.teacher is not None else [])]:
-            network.compile()  # in place: the names in the state dict stay
+            network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
-            self.mgd.compile()
+            self.mgd.compile(dynamic=False)
 
 
 def update_of(config: ClassifyConfig, task: Classification) -> Update:

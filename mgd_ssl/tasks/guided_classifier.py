@@ -12,13 +12,15 @@ from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.pairs import Named, pair
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import initial_classifier, without_head
+from mgd_ssl.networks.account import LoadReport
+from mgd_ssl.networks.backbones import initial_classifier, stage_taps, without_head
 from mgd_ssl.networks.stages import StageTap
-from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.teacher import Teacher, let_meet
+from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
+from mgd_ssl.tasks import teachers
 from mgd_ssl.tasks.classifier import GuidedClassifier
 
 USUAL_STUDENT = "resnet18"
@@ -63,11 +65,8 @@ def load_teacher(config: ClassifyConfig, num_classes: int) -> Teacher | None:
     """
     if config.teacher is None:
         return None
-    path = config.teacher
-    teacher = Teacher.load(
-        on_rank_zero(lambda: find_weights(path)), config.teacher_arch, with_classifier=config.kd.weight > 0
-    )
-    assert teacher.report is not None
+    teacher = teachers.load_teacher(config, with_classifier=config.kd.weight > 0)
+    assert teacher is not None and teacher.report is not None
     classes = teacher.report.classes
     if config.kd.weight > 0 and classes != num_classes:
         found = "no classifier" if classes is None else f"a classifier of {classes} classes"
@@ -106,6 +105,9 @@ def matched(config: ClassifyConfig, student: nn.Module, teacher: Teacher) -> tup
     """The student's taps and their matching; the teacher reads the same stages afterwards."""
     settings = config.mgd
     names, weights = Named(config.taps, config.teacher_taps), settings.stage_weights
+    if not names.student and not names.teacher:
+        taps = [tap for tap in stage_taps(student) if weights[tap.stage - 1] > 0]
+        let_meet(teacher, student, taps, config.data.image_size)
     taps = pair(student, teacher, names, config.data.image_size, weights)
     try:
         mgd = MGD(

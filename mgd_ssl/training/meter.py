@@ -103,10 +103,13 @@ class Clock:
         self.num_batches = 0
 
     def next_batch(self, loader: Iterator[T]) -> T:
-        """The next batch, and account of how long it took to come."""
-        asked = time.monotonic()
+        """The next batch, and account of how long it took to come.
+
+        A loader may tell by `device_wait` how many seconds of it went to a device that was behind: no lack of data.
+        """
+        asked, held = time.monotonic(), getattr(loader, "device_wait", 0.0)
         batch = next(loader)
-        self.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - asked - (getattr(loader, "device_wait", 0.0) - held)
         self.num_batches += 1
         return batch
 

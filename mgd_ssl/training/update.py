@@ -87,7 +87,10 @@ class Update:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # of this device, not of the one the state was saved on
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +12,10 @@ import torch
 
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Unreadable
-from mgd_ssl.data.ring import SPARE, Ring, view_batches
+from mgd_ssl.data.ring import SPARE, Ring, RingBatches, ring_workers, view_batches
 from mgd_ssl.data.samples import Backend, PretrainBatch, TwoViews
 from mgd_ssl.errors import UserError
+from mgd_ssl.run.runtime import Runtime
 from moco import ViewPolicy
 from tests.conftest import write_images
 
@@ -127,6 +129,7 @@ def test_on_a_gpu_copies_from_a_slot_are_waited_for_before_it_is_given_out(
             told.append(f"recorded on {stream}")
 
         def synchronize(self) -> None:
+            time.sleep(0.01)
             told.append("waited")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -138,6 +141,27 @@ def test_on_a_gpu_copies_from_a_slot_are_waited_for_before_it_is_given_out(
     assert told == []
     next(batches)
     assert told == ["recorded on the stream of cuda", "waited"]
+    assert ring.device_wait >= 0.01
+
+
+def test_batches_tell_how_long_the_device_was_waited_for(photos: ImageList) -> None:
+    ring = Ring(TwoViews(photos, ViewPolicy(), 16, 0), 4, 1, CPU)
+    batches = RingBatches(ring, ((slot, len(keys), []) for slot, keys in ring.addressed(order(2))))
+    ring.device_wait = 1.5
+    assert len(list(batches)) == 2
+    assert batches.device_wait == 1.5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch_bytes", "workers"), [(None, 2**20, 200), (None, 2**26, 30), (None, 2**33, 1), (77, 2**26, 77)]
+)
+def test_bytes_bound_the_ring_of_a_large_host(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | None, batch_bytes: int, workers: int
+) -> None:
+    monkeypatch.setenv("MGD_SSL_CORES", "200")
+    runtime = Runtime(torch.device("cuda"), None, torch.channels_last, 1)
+    assert ring_workers(runtime, wanted, batch_bytes) == workers
+    assert ring_workers(replace(runtime, device=CPU), wanted, batch_bytes) == (wanted or 1)
 
 
 class Cudart:
@@ -145,16 +169,24 @@ class Cudart:
 
     def __init__(self, failing: bool) -> None:
         self.failing, self.locked, self.asked = failing, set[int](), 0
+        self.error_left = False
 
     def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
         assert size > 0 and flags == 0
         self.asked += 1
         if not self.failing:
             self.locked.add(pointer)
+        self.error_left = self.failing
         return int(self.failing)
 
     def cudaHostUnregister(self, pointer: int) -> None:
         self.locked.remove(pointer)
+
+    def launch(self, *args: object, **kwargs: object) -> None:
+        """As CUDA does: a launch raises what a failed call has left behind."""
+        if self.error_left:
+            self.error_left = False
+            raise RuntimeError("CUDA error: out of memory")
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -163,9 +195,11 @@ def test_on_a_gpu_the_ring_is_pinned_where_that_works(
 ) -> None:
     cudart = Cudart(failing)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch, "zeros", cudart.launch)
     with view_batches(TwoViews(photos, ViewPolicy(), 16, 0), order(1), 4, 0, torch.device("cuda")):
         assert cudart.asked == 2 * (1 + SPARE)
         assert len(cudart.locked) == (0 if failing else cudart.asked)
+        cudart.launch()  # the training's own
     assert not cudart.locked
     assert ("could not be pinned" in caplog.text) == failing
 

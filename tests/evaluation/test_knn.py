@@ -3,13 +3,14 @@
 import math
 from collections import defaultdict
 
+import faiss
 import numpy as np
 import pytest
 import torch
 
 from mgd_ssl.data.order import few_labels
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation import knn
+from mgd_ssl.evaluation import knn, search
 from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.evaluation.knn import knn_accuracies, knn_accuracy, prefix_votes, searched
@@ -79,8 +80,9 @@ def test_result_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -
     bank, queries = features(200, 9, seed=3), features(101, 9, seed=4)
     whole = knn_accuracies(bank, queries, [1, 20], [0.07])
     for chunk in (1, 10, 100, 101):
-        for name in ("CHUNK", "CPU_CHUNK", "CPU_BANK_CHUNK"):
-            monkeypatch.setattr(knn, name, chunk)
+        monkeypatch.setattr(knn, "CHUNK", chunk)
+        for name in ("CPU_CHUNK", "CPU_BANK_CHUNK"):
+            monkeypatch.setattr(search, name, chunk)
             assert knn_accuracies(bank, queries, [1, 20], [0.07]) == whole
 
 
@@ -137,3 +139,26 @@ def test_few_labels_are_a_function_of_the_seed_and_stratified() -> None:
     assert (np.diff(ten) > 0).all() and set(one) <= set(ten)
     assert (few_labels(labels, 0.1, seed=0) == ten).all()
     assert set(few_labels(labels, 0.1, seed=1)) != set(ten)
+
+
+def test_a_process_has_one_set_of_resources_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    bank, queries = features(60, 3, seed=1), features(17, 3, seed=2)
+    expected = knn_accuracy(bank, queries, 4, 0.1)
+
+    def resources() -> object:
+        made.append(object())
+        return made[-1]
+
+    def knn_gpu(given: object, queries: np.ndarray, bank: np.ndarray, k: int, **options: object) -> object:
+        assert given is made[0]
+        return faiss.knn(queries, bank, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", resources, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    monkeypatch.setattr(search, "_faiss_gpu", lambda device: faiss)
+    monkeypatch.setattr(search, "GPU_CHUNK", 5)
+    search._gpu_resources.cache_clear()
+    assert knn_accuracy(bank, queries, 4, 0.1, torch.device("cuda", 0)) == expected
+    assert len(made) == 1
+    search._gpu_resources.cache_clear()

@@ -11,10 +11,11 @@ from linear_eval.feature_batches import LiveSource, Transform
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import CROP_AND_FLIP
+from mgd_ssl.errors import UserError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
-from moco import draw_view, render_view
+from moco import ViewKey, draw_view, render_view
 from tests.conftest import write_images
 from tests.runs import Noted
 
@@ -53,7 +54,7 @@ def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
     crops: dict[int, list[Tensor]] = {}
     for (epoch, index), features, label in zip([key for batch in keys for key in batch], x, y.tolist(), strict=True):
         image = live.images.open(index)
-        view = draw_view(CROP_AND_FLIP, *image.size, seed=7, epoch=epoch, index=index, view=0)
+        view = draw_view(CROP_AND_FLIP, *image.size, ViewKey(seed=7, epoch=epoch, image=index, view=0))
         pixels = torch.from_numpy(np.array(render_view(image, view, 24)))[None]
         assert torch.equal(features, live.upload.images(pixels).flatten())
         assert label == 10 * index
@@ -70,6 +71,31 @@ def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path
     assert [failure.name for failure in told.unreadable] == ["0002.jpg"]
     assert labels.pop(2) in {10 * index for index in range(8) if index != 2}
     assert labels == {index: 10 * index for index in range(8) if index != 2}
+
+
+def test_features_that_are_not_finite_are_told_with_their_image_though_not_at_every_step(tmp_path: Path) -> None:
+    class Broken(Pixels):
+        """From its second batch on, in the third row."""
+
+        batches = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = super().forward(images)
+            self.batches += 1
+            if self.batches > 1:
+                features[2] = torch.nan
+            return features
+
+    write_images(tmp_path, 8)
+    live = source(tmp_path, Noted())
+    live.backbone.backbone, live.checked_at_once = Broken(), 4
+    order = TrainingOrder(8, 4, 3, 3, 0, 0, 1)
+    index = list(order)[1][2][1]
+    with live.batches(np.arange(8), order) as batches:
+        for _ in range(3):
+            next(batches)
+        with pytest.raises(UserError, match=f"the features of .*000{index}.jpg are not finite"):
+            next(batches)
 
 
 @pytest.mark.parametrize("values", [Transform(True), Transform(False, torch.full((3,), 2.0), torch.full((3,), 0.5))])

@@ -151,6 +151,16 @@ def test_logits_and_labels_are_those_of_a_naive_loop() -> None:
             assert output.logits[n, j].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_logits_are_compared_in_float32_whatever_the_precision_of_the_encoders() -> None:
+    moco = linear_moco(temperature=0.07)
+    im_q, im_k = two_views(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output: MoCoOutput = moco(im_q, im_k)
+        q = torch.nn.functional.normalize(moco.encoder_q(im_q), dim=1)
+    assert output.logits.dtype == torch.float32
+    torch.testing.assert_close(output.logits[:, 1:], q.float() @ moco.queue / 0.07, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_loss_is_log_of_the_candidates_when_all_keys_are_the_same(temperature: float) -> None:
     moco = MoCo(nn.Sequential(nn.Flatten(), nn.PReLU()), dim=12, queue_size=6, temperature=temperature)

@@ -192,7 +192,7 @@ class Custom:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("passenger", [Custom(), argparse.Namespace(lr=1), print, nn.Linear(1, 1)])
+@pytest.mark.parametrize("passenger", [Custom(), print, nn.Linear(1, 1), argparse.Namespace(lr=Custom())])
 def test_python_objects_are_refused_with_the_reason(
     tmp_path: Path, thin: State, zipped: bool, passenger: object
 ) -> None:

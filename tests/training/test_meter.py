@@ -56,3 +56,26 @@ def test_speed_leaves_out_pauses_and_waiting_is_its_share(monkeypatch: pytest.Mo
             with clock.paused():
                 now += 1000.0
         assert clock.read(16) == {"images_per_second": pytest.approx(speed), "data_wait": pytest.approx(share)}
+
+
+class Behind:
+    """Batches for which a device was waited for, beside the data."""
+
+    def __init__(self, clock: SimpleNamespace) -> None:
+        self.clock, self.device_wait = clock, 0.0
+
+    def __iter__(self) -> Iterator[None]:
+        return self
+
+    def __next__(self) -> None:
+        self.clock.now += 4.0
+        self.device_wait += 3.0
+
+
+def test_waiting_for_the_device_is_no_waiting_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(meter_module, "time", SimpleNamespace(monotonic=lambda: state.now))
+    clock, loader = Clock(), Behind(state)
+    for _ in range(2):
+        clock.next_batch(loader)
+    assert clock.read(8) == {"images_per_second": 2.0, "data_wait": 0.25}
