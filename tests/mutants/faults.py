@@ -222,4 +222,29 @@ TEACHERS = [
     Fault("student: weights of the file left out", "**without_head(encoder, trained.backbone.state_dict())", "", BEGINNING),
 ]  # fmt: skip
 
-FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION]
+CLASSIFIER = ("tests/tasks/test_classifier.py",)
+CLASSIFY = ("tests/tasks/test_classification.py", "-k", "reach or mixed or average")
+CUB = ("tests/data/test_cub.py",)
+PAIRS = ("tests/distillation/test_pairs.py",)
+PARTS = ("tests/test_task_reference.py", "-k", "schedules or logit")
+CLASSES = ("tests/report/test_classification.py", "-k", "hand or epoch")
+
+CLASSIFICATION = [
+    Fault("KD: no square of the temperature", "* self.temperature**2", "", PARTS),
+    Fault("KD: student and teacher exchanged", "F.kl_div(ours, theirs,", "F.kl_div(theirs, ours,", PARTS),
+    Fault("milestone an epoch late", "self.factor ** sum(epoch >= milestone", "self.factor ** sum(epoch > milestone", PARTS, "WarmupDecay"),
+    Fault("warm-up of classify from the peak", "(1 - self.warmup_start)", "(0 - self.warmup_start)", PARTS),
+    Fault("mixup: labels of the images alone", "labels[mixing.order]", "labels", CLASSIFIER),
+    Fault("mixup: shares exchanged", "torch.lerp(images[self.order], images, self.share)", "torch.lerp(images, images[self.order], self.share)", CLASSIFY),
+    Fault("mixup: one share for all steps", 'self.config.seed, "mixup", step,', 'self.config.seed, "mixup",', ("tests/tasks/test_classification.py", "-k", "drawn_anew")),
+    Fault("average of the weights never follows", "self.average.update_parameters(self.module.student)", "pass", CLASSIFY),
+    Fault("trained weights left in place of the average", "self.module.student if self.average is None else self.average.module", "self.module.student", CLASSIFY),
+    Fault("weight decay on norms", 'group["params"] if parameter.ndim > 1', 'group["params"] if parameter.ndim > 0', CLASSIFY),
+    Fault("CUB: parts exchanged", '{"train": "1", "val": "0"', '{"train": "0", "val": "1"', CUB),
+    Fault("named modules paired with the last stage", "partners[-1]", "usual[-1]", PAIRS),
+    Fault("maps of other sizes matched", "_check_sizes(student, teacher.backbone, pairs, image_size)", "pass", PAIRS, "pair"),
+    Fault("report: best classes for the worst", "np.argsort(share, kind", "np.argsort(-share, kind", CLASSES),
+    Fault("report: last epoch called best", 'same images", "best_")', 'same images", "")', CLASSES),
+]  # fmt: skip
+
+FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *CLASSIFICATION]
