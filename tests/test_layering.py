@@ -14,6 +14,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["errors"],
     ["posix_locks"],
     ["files", "settings", "mgd"],
+    ["term_settings"],
     ["config", "command_line", "console"],
     ["run"],
     ["networks", "training"],
@@ -22,6 +23,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["tasks"],
     ["report"],
     ["demo", "bench"],
+    ["doctor"],
     ["commands"],
     ["cli"],
 ]
@@ -129,6 +131,7 @@ COMMANDS = [
     "runs",
     "report",
     "bench",
+    "bags",
     "embed",
     "export",
     "teachers",
