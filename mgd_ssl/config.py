@@ -221,8 +221,8 @@ class CheckpointConfig(Settings):
 class RuntimeConfig(Settings):
     """Device and speed."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
-    """auto: a GPU when there is one."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
+    """auto: a GPU of NVIDIA or AMD when there is one, else the CPU. mps, Apple's GPU, is taken when it is asked for."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
     channels_last: bool = True
@@ -247,7 +247,11 @@ def _check_input(of: "PretrainConfig | ClassifyConfig") -> None:
 
 
 class PretrainConfig(Settings):
-    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD and other terms where one is given."""
+    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD and other terms where one is given.
+
+    --more-epochs N RUN goes on with a finished run: its settings and last weights, a new schedule of N epochs, the
+    next seed, and a folder of its own (--out).
+    """
 
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""

@@ -23,6 +23,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["tasks"],
     ["report"],
     ["demo", "bench"],
+    ["doctor"],
     ["commands"],
     ["cli"],
 ]

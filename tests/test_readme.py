@@ -12,10 +12,15 @@ from mgd_ssl.command_line import parse
 from mgd_ssl.commands import COMMANDS
 from mgd_ssl.config import ClassifyConfig, PretrainConfig
 from mgd_ssl.settings import keys_of
+from mgd_ssl.tasks.detection.config import DetectConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RUNS: dict[str, type[PretrainConfig | ClassifyConfig]] = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
+RUNS: dict[str, type[PretrainConfig | ClassifyConfig | DetectConfig]] = {
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+    "detect": DetectConfig,
+}
 CONFIGS = sorted((ROOT / "mgd_ssl" / "configs").glob("*.toml"))
 
 
@@ -32,9 +37,9 @@ def test_python_examples_run() -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every `mgd-ssl pretrain` and `mgd-ssl classify` line of a config, continued lines joined."""
+    """Every `mgd-ssl pretrain`, `classify` and `detect` line of a config, continued lines joined."""
     joined = re.sub(r"\\\n[ #]*", " ", text)
-    lines = re.findall(r"^[ #$]*mgd-ssl ((?:pretrain|classify) --config .*)", joined, re.MULTILINE)
+    lines = re.findall(r"^[ #$]*mgd-ssl ((?:pretrain|classify|detect) --config .*)", joined, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 

@@ -48,6 +48,9 @@ COMMANDS = {
     "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
     "bags": Command("mgd_ssl.commands.bags", "find the images a teacher holds for alike, for the term bingo"),
+    "doctor": Command(
+        "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
+    ),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +152,8 @@ class Job:
         folder = out.with_name(f".{out.name}.unfinished")
         rows: list[UnfinishedRows] = []  # of rank 0
         try:
-            done = on_rank_zero(lambda: (rows.append(UnfinishedRows(folder, self.key)), rows[0].done)[1])
+            on_rank_zero(lambda: rows.append(UnfinishedRows(folder, self.key)))
+            done = on_rank_zero(lambda: rows[0].done)
             self._extract(done, rows)
             content = on_rank_zero(lambda: self._finish(rows[0]))
             on_rank_zero(lambda: rows[0].discard())
@@ -176,13 +178,16 @@ class Job:
                 part = np.arange(done, min(done + size, total))
                 values = self._part(part, reading)
                 unreadable = over_ranks(noted.files)
-                on_rank_zero(lambda values=values, files=unreadable: rows[0].append(values, self.shape(values), files))
+                on_rank_zero(partial(self._keep, rows, values, unreadable))
                 done += len(part)
                 self._check_share(on_rank_zero(lambda: rows[0].unreadable))
                 speed = (done - earlier) / on_rank_zero(lambda: max(time.monotonic() - started, 1e-3))
                 most = min(PART_SECONDS * speed, PART_BYTES / max(1, values[0].nbytes))
                 size = whole * max(1, int(most) // whole)
             stop.finish()
+
+    def _keep(self, rows: Sequence[UnfinishedRows], values: np.ndarray, unreadable: dict[str, str]) -> None:
+        rows[0].append(values, self.shape(values), unreadable)
 
     def _part(self, rows: np.ndarray, reading: Reading) -> np.ndarray:
         """Features of some images; of those that were replaced by others, not a number."""

@@ -101,7 +101,12 @@ class KNNMonitor:
         return sum(math.ceil(count / world_size()) for count in (len(self.bank_indices), len(self.queries)))
 
     def compare(
-        self, student: nn.Module, initial: Callable[[], nn.Module], teacher: nn.Module | None, log: RunLog, step: int
+        self,
+        student: nn.Module,
+        initial: Callable[[], nn.Module] | None,
+        teacher: nn.Module | None,
+        log: RunLog,
+        step: int,
     ) -> dict[str, Any]:
         """A row of metrics.jsonl: accuracy of the student's trunk, beside that of its initial state and the teacher's.
 
@@ -109,15 +114,15 @@ class KNNMonitor:
 
         Args:
             student: [N, 3, H, W] -> [N, d].
-            initial: makes the trunk the student began with.
+            initial: makes a trunk with random weights; None: the student is one.
             teacher: likewise, if there is one.
             log: of the run.
-            step: number of finished steps; at 0 the student is in its initial state.
+            step: number of finished steps.
         """
         accuracy = self._shown(student, "student", log)
         if self.lines_of != self.identity:
             logger.info("%s", self.protocol)
-            random = accuracy if step == 0 else self._shown(initial(), "random encoder", log)
+            random = accuracy if initial is None else self._shown(initial(), "random encoder", log)
             lines = {"random_top1": random.top1, "random_top5": random.top5}
             if teacher is not None:
                 top1, top5 = self._shown(teacher, "teacher", log)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.export.student import Student
 from mgd_ssl.printable import printable
@@ -36,8 +35,8 @@ def model_card(student: Student, config: ExportConfig) -> str:
         place=cell(f"hf-hub:{name}" if config.push else f"local-dir:{name}"),
         kind="AutoModelForImageClassification" if student.classes else "AutoModel",
         method=method(student),
-        mean=list(MEAN),
-        deviation=list(DEVIATION),
+        mean=list(student.normalisation.mean),
+        deviation=list(student.normalisation.std),
         rows=measured(student),
         recipe=recipe(student),
         commit=student.origin.get("environment", {}).get("git"),

@@ -44,7 +44,7 @@ class ExportConfig(Settings):
     licence: str | None = Field(None, pattern=r"^[A-Za-z0-9.\-+]+$", max_length=40)
     """huggingface: licence of the network for its model card, by its short name (mit, apache-2.0); None: not said."""
     teacher_licence: str | None = Field(None, max_length=200)
-    """Licence of the teacher's weights, for metadata and model card; None: known for MoCo's published weights, else
+    """Licence of the teacher's weights, for metadata and model card; None: as `mgd-ssl teachers` knows it, else
     not said."""
     push: str | None = Field(None, pattern=r"^[\w.\-]+(/[\w.\-]+)?$", max_length=96)
     """huggingface: upload the folder to this repository (OWNER/NAME) by huggingface_hub, with the token it knows."""

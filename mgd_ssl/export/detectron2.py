@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.errors import UserError
 from mgd_ssl.export import torchvision
 from mgd_ssl.export.config import ExportConfig
@@ -71,8 +70,8 @@ def usage(student: Student, path: Path) -> str:
         f"MODEL.RESNETS.DEPTH: {digits[0]}",
         "MODEL.RESNETS.STRIDE_IN_1X1: False",
         "INPUT.FORMAT: RGB",
-        f"MODEL.PIXEL_MEAN: {[round(255 * value, 3) for value in MEAN]}",
-        f"MODEL.PIXEL_STD: {[round(255 * value, 3) for value in DEVIATION]}",
+        f"MODEL.PIXEL_MEAN: {[round(255 * value, 3) for value in student.normalisation.mean]}",
+        f"MODEL.PIXEL_STD: {[round(255 * value, 3) for value in student.normalisation.std]}",
     ]
     if student.arch in ("resnet18", "resnet34"):
         lines.append("MODEL.RESNETS.RES2_OUT_CHANNELS: 64")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.export import timm
 from mgd_ssl.export.card import model_card
 from mgd_ssl.export.config import ExportConfig
@@ -36,7 +35,8 @@ def description(student: Student) -> dict[str, Any]:
     """What timm and transformers read of a network: which it is, and what it expects."""
     twin, size = timm.TWINS[student.arch], student.image_size
     expected = {
-        "input_size": [3, size, size], "mean": MEAN, "std": DEVIATION, "interpolation": "bilinear", "crop_pct": CROP,
+        "input_size": [3, size, size], "mean": student.normalisation.mean,
+        "std": student.normalisation.std, "interpolation": "bilinear", "crop_pct": CROP,
         "num_classes": student.classes or 0,
     }  # fmt: skip
     return {

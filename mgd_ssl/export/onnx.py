@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.export.student import Network, Student
+from mgd_ssl.networks.normalisation import Normalisation
 
 
 class Normalised(nn.Module):
@@ -18,11 +18,11 @@ class Normalised(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(normalisation.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in 0..1 -> what the network returns."""
@@ -37,7 +37,7 @@ def carries(student: Student) -> bool:
 
 def write(student: Student, path: Path, config: ExportConfig) -> None:
     """Write the file."""
-    network = Normalised(student.network) if config.normalise else student.network
+    network = Normalised(student.network, student.normalisation) if config.normalise else student.network
     example = torch.zeros(2, 3, student.image_size, student.image_size)
     chatty = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
     levels = [each.level for each in chatty]
@@ -67,7 +67,7 @@ def read(student: Student, path: Path, config: ExportConfig) -> Network:
 
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in student.normalisation)
 
     def network(images: Tensor) -> Tensor:
         given = images * deviation + mean if config.normalise else images

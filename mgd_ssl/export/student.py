@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.errors import UserError
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.files import read_json
 from mgd_ssl.networks.account import LoadReport
-from mgd_ssl.networks.backbones import build_backbone, family_of, set_head
+from mgd_ssl.networks.backbones import BACKBONES, build_backbone, family_of, set_head
+from mgd_ssl.networks.known import recognise
+from mgd_ssl.networks.normalisation import USUAL, Normalisation
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import find_weights, run_image_size, run_of, unfinished
@@ -22,11 +23,6 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.result import Evaluation
 
 Network = Callable[[Tensor], Tensor]  # normalised images [N, 3, H, W] -> features or logits
-MOCO_LICENCE = "CC-BY-NC-4.0 (FAIR's MoCo weights: no commercial use)"
-LICENCES = {  # md5 of published teachers -> licence of their weights
-    "59fd9945645e27d585be89338ce9232e": MOCO_LICENCE,
-    "a04e12f8b0e44fdcac1fb4e06f33727b": MOCO_LICENCE,
-}
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,11 @@ class Student:
         return self.report.classes
 
     @property
+    def normalisation(self) -> Normalisation:
+        """Of the images it takes."""
+        return self.report.normalisation
+
+    @property
     def head(self) -> str:
         """Name of the classifier in the network."""
         return family_of(self.network).classifier
@@ -74,8 +75,8 @@ class Student:
             "arch": self.arch,
             "classes": self.classes,
             "image_size": self.image_size,
-            "mean": json.dumps(MEAN),
-            "std": json.dumps(DEVIATION),
+            "mean": json.dumps(self.normalisation.mean),
+            "std": json.dumps(self.normalisation.std),
             "source": self.report.path.name,
             "source_sha256": self.report.sha256,
             "run": self.report.path.resolve().parent.name if self.origin else None,
@@ -97,34 +98,55 @@ def load_student(config: ExportConfig) -> Student:
     """
     path = find_weights(config.source)
     network, report = load_backbone(path, config.arch, with_classifier=config.classifier)
+    if report.arch not in BACKBONES:
+        raise UserError(f"{path} holds a {report.arch}, and only students are exported: pass a CNN's file or a run")
+    network = _plain(network, report)
     if step := unfinished(path):
         logger.warning("the run of %s is unfinished: its weights are those of %s", path, step)
     run = run_of(path)
     origin = _read(run / "config.json") if run else {}
     of_result = run is not None and path.name == "encoder.pt" and (run / "result.json").is_file()
+    result = _read(run / "result.json") if run and of_result else {}
     evaluations = [Evaluation.load(found) for found in sorted(run.glob("evaluation_*.json"))] if run else []
     return Student(
         network.eval().requires_grad_(False),
         report,
         config.image_size or run_image_size(run),
         origin,
-        _read(run / "result.json") if run and of_result else {},
+        result,
         [each for each in evaluations if Path(each.checkpoint).name == path.name],
-        config.teacher_licence or _known_licence(origin),
+        config.teacher_licence or _known_licence(origin, result),
     )
 
 
 def ours(student: Student) -> nn.Module:
     """Another network like the student, as this project builds it."""
-    network = build_backbone(student.arch, student.classes)
-    if student.classes is None:
+    return _built(student.report)
+
+
+def _built(report: LoadReport) -> nn.Module:
+    network = build_backbone(report.arch, report.classes)
+    if report.classes is None:
         set_head(network, nn.Identity())
     return network
 
 
-def _known_licence(origin: dict[str, Any]) -> str | None:
-    teacher = origin.get("teacher")
-    return LICENCES.get(teacher.get("md5", "")) if isinstance(teacher, dict) else None
+def _plain(network: nn.Module, report: LoadReport) -> nn.Module:
+    """The same weights in a network that takes images as they were normalised when it was trained."""
+    if report.normalisation == USUAL:
+        return network
+    plain = _built(report)
+    plain.load_state_dict(network.state_dict())
+    return plain
+
+
+def _known_licence(origin: dict[str, Any], result: dict[str, Any]) -> str | None:
+    """Of the teacher's weights, as the run noted it, or as is known of a published file."""
+    teacher, credit = origin.get("teacher"), result.get("teacher")
+    if isinstance(credit, dict) and credit.get("licence"):
+        return str(credit["licence"])
+    seen = recognise("", str(teacher.get("md5", "")), str(teacher.get("sha256", ""))) if teacher else None
+    return seen.known.licence if seen else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def read_run(folder: Path, name: str) -> Run:
     """
     config = folder / "config.json"
     saved = read_of_run(config)
+    if saved.get("task") == "detection":
+        raise UserError(f"{folder} holds a detector: mgd-ssl detect --evaluate {folder} writes its report")
     for problem in problems(saved):
         raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
     return Run(

@@ -176,10 +176,12 @@ class Pretraining:
         share_norm_statistics(self.module.moco.encoder_q)  # every rank classifies a part, with what is saved
         teacher = None if self.teacher is None else trunk(self.teacher.backbone)
         student = trunk(self.module.moco.encoder_q)
-        return self.monitor.compare(student, self._initial_trunk, teacher, self.session.log, self.session.step)
+        random = self.session.step == 0 and self.config.student_weights is None
+        initial = None if random else self._initial_trunk
+        return self.monitor.compare(student, initial, teacher, self.session.log, self.session.step)
 
     def _initial_trunk(self) -> nn.Module:
-        """Of the student as the run began with it."""
+        """Of the student with random weights."""
         moco = self.config.moco
         encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
         return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))

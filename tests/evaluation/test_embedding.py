@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torchvision.models.resnet import BasicBlock
 
 from mgd_ssl.cli import main
 from mgd_ssl.data.folder import ImageList
@@ -23,7 +24,7 @@ from mgd_ssl.evaluation.config import EmbedConfig
 from mgd_ssl.evaluation.embedding import Embedded, Job, embed
 from mgd_ssl.evaluation.layer import LayerOutput
 from mgd_ssl.evaluation.unfinished import UnfinishedRows
-from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.backbones import ThinResNet, build_backbone
 from tests.conftest import write_images
 from tests.two_processes import embed_as_rank_of_two
 
@@ -32,9 +33,10 @@ QUICK: dict[str, Any] = {"workers": 0, "image_size": SIZE, "batch_size": 5, "run
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network() -> ThinResNet:
     torch.manual_seed(4)
     network = build_backbone("thin_resnet10")
+    assert isinstance(network, ThinResNet)
     with torch.no_grad():
         network(torch.rand(8, 3, SIZE, SIZE))
     return network.eval()
@@ -104,13 +106,16 @@ def test_every_kind_of_file_has_features_names_and_labels_in_order(
     assert names == {"weights.pt", f"features{ending}", f"features{ending}.json"}  # nothing unfinished is left
 
 
-def test_maps_of_a_layer_and_their_means(network: nn.Module, weights: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_maps_of_a_layer_and_their_means(
+    network: ThinResNet, weights: Path, image_folder: Path, tmp_path: Path
+) -> None:
     data = image_folder / "val"
     embedded(weights, data, tmp_path / "maps.npy", layer="layer1.0.bn2", maps=True)
     embedded(weights, data, tmp_path / "means.npy", layer="layer1.0.bn2", normalise=True)
     with torch.no_grad():
         stem = network.maxpool(network.relu(network.bn1(network.conv1(images_of(data)))))
         block = network.layer1[0]
+        assert isinstance(block, BasicBlock)
         expected = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(stem))))).numpy()  # before an in-place sum
     close(np.load(tmp_path / "maps.npy"), expected)
     means = expected.mean(axis=(2, 3))

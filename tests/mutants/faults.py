@@ -51,7 +51,7 @@ MOCO = [
     Fault("keys not normalised", "unshuffle_batch(F.normalize(k, dim=1), order,", "unshuffle_batch(k, order,", BUILDER),
     Fault("queries normalised over the batch", "F.normalize(self.encoder_q(im_q), dim=1)", "F.normalize(self.encoder_q(im_q), dim=0)", BUILDER),
     Fault("temperature multiplies", ".div_(self.temperature)", ".mul_(self.temperature)", BUILDER),
-    Fault("positive of a neighbour", '"nc,nc->n", q, k)', '"nc,nc->n", q, k.roll(1, 0))', BUILDER, "MoCo.forward"),
+    Fault("positive of a neighbour", '"nc,nc->n", q.float(), k.float())', '"nc,nc->n", q.float(), k.float().roll(1, 0))', BUILDER, "MoCo.forward"),
     Fault("queue pointer stands still", "self.queue_ptr.add_(count)", "self.queue_ptr.add_(0)", BUILDER),
     Fault("queue not normalised at the start", "F.normalize(keys, dim=0)", "keys", BUILDER),
     Fault("queue gets this rank's keys alone", "gather_batch(keys).to(self.queue.dtype)", "keys.to(self.queue.dtype)", RANKS),
@@ -121,9 +121,9 @@ DISTILLATION = [
     Fault("margins of an inner BatchNorm", '"bn3" if isinstance(network.get_submodule(block), Bottleneck) else "bn2"', '"bn2"', ENCODERS),
     Fault("folded teacher forgets its margins", "self._margins = self.margins()", "pass", TEACHER),
     Fault("teacher trains along", "super().train(False)", "super().train(mode)", TEACHER, "Frozen.train"),
-    Fault("weights of the key encoder", 'if prefix.endswith("encoder_q.")', 'if prefix.endswith("encoder_k.")', WEIGHTS),
+    Fault("weights of the key encoder", '        "encoder_q.",', '        "encoder_k.",', WEIGHTS),
     Fault("weights that are not finite pass", "not value.isfinite().all()", "False", WEIGHTS),
-    Fault("untrained weights pass", "not value.any() for value in means", "False for value in means", WEIGHTS),
+    Fault("untrained weights pass", "if means and all(not value.any() for value in means)", "if False", WEIGHTS),
 ]  # fmt: skip
 
 LOOP = [
@@ -156,7 +156,7 @@ LOOP = [
     Fault("averages lost when a run goes on", 'record.meter.load(session.state["meter"])', "pass", RESUME),
     Fault("moco.temperature reaches nothing", "moco_config.temperature", "0.2", SETTINGS),
     Fault("moco.momentum reaches nothing", "moco_config.momentum", "0.999", SETTINGS),
-    Fault("mgd.stage_weights reach nothing", "[mgd_config.stage_weights[tap.stage - 1] for tap in taps]", "None", SETTINGS),
+    Fault("mgd.stage_weights reach nothing", "mgd_config.stage_weights[tap.stage - 1] for tap", "1.0 for tap", SETTINGS),
     Fault("mgd.reducer reaches nothing", "mgd_config.reducer", '"amp"', SETTINGS),
     Fault("mgd.margin reaches nothing", 'mgd_config.margin == "teacher"', "True", SETTINGS),
     Fault("mgd.weight reaches nothing", "        settings.weight,\n", "        1e-4,\n", SETTINGS),
