@@ -247,4 +247,34 @@ CLASSIFICATION = [
     Fault("report: last epoch called best", 'same images", "best_")', 'same images", "")', CLASSES),
 ]  # fmt: skip
 
-FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *CLASSIFICATION]
+TERM = ("tests/test_term_reference.py",)
+TERM_RUNS = ("tests/tasks/test_terms.py",)
+TERM_SETTINGS = ("tests/test_settings.py", "-k", "of_a_term")
+COLLAPSE = ("tests/training/test_collapse.py",)
+
+TERMS = [
+    Fault("SEED: temperatures exchanged", "target.embedding) / self.student_temperature", "target.embedding) / self.teacher_temperature", TERM),
+    Fault("SEED: own embedding left out", "(embedding * own).sum(dim=1, keepdim=True)", "0 * (embedding * own).sum(dim=1, keepdim=True)", TERM, "Seed"),
+    Fault("DisCo: one view of two", "*(network.views[name].embedding() for name in self.needs.student)", "", TERM),
+    Fault("SimReg: not on the sphere", "F.normalize(predicted.float(), dim=1) * target", "predicted.float() * target", TERM),
+    Fault("SimReg: no BatchNorm", "modules += [nn.BatchNorm1d(after), nn.ReLU()]", "modules += [nn.Identity(), nn.ReLU()]", TERM),
+    Fault("CompRess: divergence the wrong way", "F.kl_div(ours, target.log_shares,", "F.kl_div(target.log_shares, ours,", TERM),
+    Fault("BINGO: no warm-up", "0.0 if teacher.epoch < self.warm_epochs else 0.5", "0.5", TERM),
+    Fault("BINGO: mixed shares exchanged", "share * self._nce(mixed, p) + (1 - share)", "(1 - share) * self._nce(mixed, p) + share", TERM),
+    Fault("queue never moves on", "self.ptr.add_(count).remainder_(size)", "pass", TERM),
+    Fault("queue of this rank alone", "rows = gather_batch(rows).to(self.rows.dtype)", "rows = rows.to(self.rows.dtype)", RANKS),
+    Fault("box not cut off at the edges", "min(height, row + half_height)", "row + half_height", TERM),
+    Fault("a resting term has no gradient", "0.0 * torch.stack(parameters).sum() if parameters else", "", RANKS),
+    Fault("gradients of one rank", "whole = sum_over_ranks(torch.stack(squares))", "whole = torch.stack(squares)", RANKS),
+    Fault("cosine of a weight is a line", "0.5 * (1 + math.cos(math.pi * gone))", "1 - gone", TERM_SETTINGS, "Weight"),
+    Fault("a term never sets in late", "self.since <= epoch < self.until", "epoch < self.until", TERM_SETTINGS),
+    Fault("balance unused", "self.get_buffer(f\"factor_{name}\").mul_(ratio)", "pass", TERM_RUNS),
+    Fault("balance without the schedule", "weight.balance) * self._now[name] / weight.value", "weight.balance)", TERM_RUNS),
+    Fault("views drawn that nobody looks at", 'VIEWS[:2] if "key" in looked_at else VIEWS[:1]', "VIEWS[:2]", TERM_RUNS),
+    Fault("neighbours with the image itself", "itself = found == np.arange(len(found))[:, None]", "itself = np.zeros(found.shape, bool)", TERM_RUNS),
+    Fault("neighbours of the last shard alone", "both = np.concatenate([scores[rows], new_scores], axis=1)", "both = np.concatenate([-1 + 0 * scores[rows], new_scores], axis=1)", TERM_RUNS),
+    Fault("bags of other images pass", "if fingerprint != images.fingerprint():", "if False:", TERM_RUNS),
+    Fault("effective rank of squares", "shares = values / values.sum()", "shares = values**2 / (values**2).sum()", COLLAPSE),
+]  # fmt: skip
+
+FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *CLASSIFICATION, *TERMS]
