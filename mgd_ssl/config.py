@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
+from mgd_ssl.term_settings import TermsConfig, WeightSettings
 
 MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
 DEVIATION = (0.229, 0.224, 0.225)
@@ -76,8 +77,8 @@ class DataConfig(Settings):
     not used."""
     image_size: int = Field(224, ge=16, le=MAX_SIZE)
     """Edge of a view in pixels."""
-    recipe: Literal["v2", "v1"] = "v2"
-    """Augmentation of MoCo v2 or v1."""
+    recipe: Literal["v2", "v1", "weak"] = "v2"
+    """Augmentation of MoCo v2 or v1; weak: crop and flip alone, as SimReg and CompRess were published with."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Range of a crop's share of the image area, within 0 to 1."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -113,6 +114,9 @@ class DataConfig(Settings):
 class MoCoConfig(Settings):
     """Momentum contrast."""
 
+    weight: float = Field(1.0, ge=0, le=1e6)
+    """Factor of the contrastive loss; at 0 there are neither key encoder nor queue, and a key view is drawn only for
+    terms that want one."""
     dim: int = Field(128, ge=1, le=2**16)
     """Size of the embedding."""
     queue_size: int = Field(65536, ge=1, le=2**26)
@@ -131,11 +135,11 @@ class MoCoConfig(Settings):
 StageWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class MGDConfig(Settings):
+class MatchingConfig(Settings):
     """Matching Guided Distillation; used when there is a teacher."""
 
     weight: float = Field(1e-4, ge=0, le=1e6)
-    """Factor of the distillation loss, which is summed over elements and divided by the batch."""
+    """Factor of the distillation loss, which is summed over elements and divided by the batch; 0 leaves it out."""
     stage_weights: tuple[StageWeight, StageWeight, StageWeight, StageWeight] = (0.125, 0.25, 0.5, 1.0)
     """Factor of each of the four stages; 0 leaves one out."""
     reducer: Literal["amp", "max", "mean", "random_drop", "random_drop_everywhere", "sparse"] = "amp"
@@ -161,6 +165,10 @@ class MGDConfig(Settings):
         return value if value is None else each_once(value)
 
 
+class MGDConfig(MatchingConfig, WeightSettings):
+    """Matching Guided Distillation; used when there is a teacher."""
+
+
 class OptimConfig(Settings):
     """SGD and its schedule."""
 
@@ -178,6 +186,10 @@ class OptimConfig(Settings):
     """Length of the linear warm-up from a thousandth of the peak."""
     lr_schedule: Literal["step", "epoch"] = "step"
     """Warm-up and cosine by step, or by epoch as published."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs from which on the learning rate is another lr_factor lower, in place of the cosine; none: the cosine."""
+    lr_factor: float = Field(0.2, gt=0, lt=1)
+    """Factor at a milestone."""
 
 
 class KNNConfig(Settings):
@@ -235,7 +247,7 @@ def _check_input(of: "PretrainConfig | ClassifyConfig") -> None:
 
 
 class PretrainConfig(Settings):
-    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given.
+    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD and other terms where one is given.
 
     --more-epochs N RUN goes on with a finished run: its settings and last weights, a new schedule of N epochs, the
     next seed, and a folder of its own (--out).
@@ -262,6 +274,7 @@ class PretrainConfig(Settings):
     data: DataConfig
     moco: MoCoConfig = MoCoConfig()
     mgd: MGDConfig = MGDConfig()
+    terms: TermsConfig = TermsConfig()
     optim: OptimConfig = OptimConfig()
     knn: Annotated[KNNConfig, FREE] = KNNConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
@@ -304,7 +317,7 @@ class LabelledDataConfig(Settings):
         return value
 
 
-class GuidanceConfig(MGDConfig):
+class GuidanceConfig(MatchingConfig):
     """Matching Guided Distillation of a classifier; used when there is a teacher. Weight 0 leaves it out."""
 
     matching_every: int = Field(1, ge=1)

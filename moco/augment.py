@@ -78,6 +78,11 @@ class ViewPolicy:
         """MoCo v1: grey before the jitter, jitter on every view with a hue shift of up to 0.4, and no blur."""
         return cls(jitter_probability=1.0, hue=0.4, grey_first=True, blur_probability=0.0)
 
+    @classmethod
+    def weak(cls) -> "ViewPolicy":
+        """Crop and flip alone, as SimReg (https://arxiv.org/abs/2201.05131) and CompRess train with."""
+        return cls(jitter_probability=0.0, grey_probability=0.0, blur_probability=0.0)
+
 
 class ViewKey(NamedTuple):
     """The address of a view, from which all that is random about it follows."""

@@ -7,7 +7,7 @@ import copy
 import math
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mgd_ssl import TrainingError, UserError, pretrain
-from mgd_ssl.config import DEVIATION, MEAN, PretrainConfig, RuntimeConfig
-from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.config import DEVIATION, MEAN, DataConfig, PretrainConfig, RuntimeConfig
+from mgd_ssl.data.samples import PretrainBatch, view_policy
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation import knn
 from mgd_ssl.evaluation.features import Features
@@ -34,9 +34,11 @@ from mgd_ssl.tasks.pretraining import Pretraining
 from mgd_ssl.tasks.teachers import load_teacher
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
-from moco import View
+from moco import View, ViewKey, ViewPolicy, draw_view
 from tests.conftest import write_images
 from tests.runs import rows, steps_saved, tiny, trained_teacher
+from tests.term_cases import CASES as TERM_CASES
+from tests.term_cases import TermRuns, term_runs
 
 CONSTANT_MARGIN = -math.sqrt(2 / math.pi)
 
@@ -362,6 +364,9 @@ def data_recipe(run: Runs) -> None:
     v1, v2 = view_rows(run("other")), view_rows(run("odd"))
     assert set(v1["grey"]) == {0, 2} and not v1["sigma"].any() and np.abs(v1["hue"]).max() > 0.2
     assert set(v2["grey"]) == {0, 1} and v2["sigma"].any() and np.abs(v2["hue"]).max() < 0.101
+    weak = draw_view(ViewPolicy.weak(), 40, 36, ViewKey(0, 0, 0, 0))
+    assert (weak.brightness, weak.contrast, weak.saturation, weak.hue, weak.grey, weak.sigma) == (1, 1, 1, 0, 0, 0)
+    assert view_policy(DataConfig(train=Path("x"), recipe="weak")) == replace(ViewPolicy.weak(), scale=(0.2, 1.0))
 
 
 @case
@@ -670,8 +675,19 @@ def runtime_log_every(run: Runs) -> None:
     assert [row["step"] for row in rows(run("odd").out) if row["kind"] == "train"] == [3, 6, 8]
 
 
+@pytest.fixture(scope="module")
+def by_terms(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, run: Runs) -> TermRuns:
+    checkpoint = max((run.teacher.parent / "checkpoints").glob("*.pt"))
+    return term_runs(tmp_path_factory.mktemp("terms"), image_folder, checkpoint)
+
+
+@pytest.mark.parametrize("key", TERM_CASES)
+def test_setting_of_a_term_reaches_what_it_sets(key: str, by_terms: TermRuns) -> None:
+    TERM_CASES[key](by_terms)
+
+
 def test_settings_and_cases_are_the_same() -> None:
-    assert sorted(CASES) == sorted(leaves(PretrainConfig)), "add a case for every new setting, above"
+    assert sorted([*CASES, *TERM_CASES]) == sorted(leaves(PretrainConfig)), "add a case for every new setting, above"
 
 
 @pytest.mark.parametrize("key", CASES)

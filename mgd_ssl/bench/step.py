@@ -4,34 +4,31 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgd_ssl.bench.config import StepConfig
 from mgd_ssl.bench.timing import Work
-from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig
+from mgd_ssl.config import DataConfig, MGDConfig, MoCoConfig, OptimConfig, PretrainConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
-from mgd_ssl.networks.backbones import build_backbone, build_encoder
+from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_width, set_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
-from moco import ViewKey, ViewPolicy, draw_view
+from mgd_ssl.term_settings import TermsConfig
+from moco import ViewKey, ViewPolicy, draw_view, projection_head
 
 
 def training_step(config: StepConfig, runtime: Runtime) -> Work:
     """A step of a run, from the uint8 batch to the updated queue."""
-    pretrain_config = PretrainConfig(
-        student=config.student,
-        out=Path("none"),
-        data=DataConfig(train=Path("none"), image_size=config.image_size),
-        moco=MoCoConfig(queue_size=config.queue_size),
-        optim=OptimConfig(batch_size=config.batch_size, epochs=1),
-        runtime=config.runtime,
-    )
+    pretrain_config = settings_of(config)
     torch.manual_seed(0)
-    teacher = Teacher(build_backbone(config.teacher))
+    backbone = build_backbone(config.teacher)
+    width = feature_width(backbone)
+    set_head(backbone, nn.Identity())
+    teacher = Teacher(backbone, head=projection_head(width, pretrain_config.moco.dim))
     method = build_method(pretrain_config, teacher)
     teacher.fold()
     for module in (method, teacher):
@@ -39,8 +36,8 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
     with tempfile.TemporaryDirectory() as folder:
         images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
         task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
-    assert task.mgd is not None
-    task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
+    if task.mgd is not None:
+        task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
     update = update_of(pretrain_config, task)
     method.train()
     size = (config.batch_size, config.image_size, config.image_size, 3)
@@ -56,8 +53,23 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
     return step
 
 
+def settings_of(config: StepConfig) -> PretrainConfig:
+    """Of a run whose step it is."""
+    terms = TermsConfig(**{name: {"weight": 1.0} for name in config.terms if name != "mgd"})
+    return PretrainConfig(
+        student=config.student,
+        out=Path("none"),
+        data=DataConfig(train=Path("none"), image_size=config.image_size),
+        moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
+        mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
+        terms=terms,
+        optim=OptimConfig(batch_size=config.batch_size, epochs=1),
+        runtime=config.runtime,
+    )
+
+
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
-    """Teacher forward, key forward, query forward and backward, and nothing around them."""
+    """Teacher forward, key forward, query forward and backward, and nothing around them; disco sees both views."""
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
     for network in (teacher, query, key):
@@ -71,8 +83,13 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
         with runtime.autocast():
             with torch.no_grad():
                 teacher(im_q)
-                key(im_k)
+                if config.contrast:
+                    key(im_k)
+                if "disco" in config.terms:
+                    teacher(im_k)
             loss = query(im_q).float().sum()
+            if "disco" in config.terms:
+                loss = loss + query(im_k).float().sum()
         loss.backward()
         query.zero_grad(set_to_none=True)
 

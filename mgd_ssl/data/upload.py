@@ -29,9 +29,9 @@ class Upload:
         self._finished = torch.compile(self.finished, dynamic=False) if on_gpu else self.finished
 
     def views(self, batch: PretrainBatch) -> list[Tensor]:
-        """Normalised query and key views [N, 3, H, W] in the training's precision; their colours are done here if the
+        """Normalised views [N, 3, H, W], query first, in the training's precision; their colours are done here if the
         workers left them."""
-        views = [self._to_device(pixels) for pixels in (batch.im_q, batch.im_k)]
+        views = [self._to_device(pixels) for pixels in batch.views]
         if batch.rows is None:
             return [self.normalised(pixels).to(self.dtype) for pixels in views]
         rows = self._to_device(batch.rows)

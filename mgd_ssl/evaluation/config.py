@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field, field_validator
 
-from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, Background, MaxPixels, RuntimeConfig
+from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, USUAL, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.settings import MAX_SEED, UNSET, Required, Settings, each_once
 
 
@@ -102,3 +102,33 @@ class EmbedConfig(EvaluationConfig):
         if value != UNSET and value.suffix not in (".npy", ".npz", ".csv", ".parquet"):
             raise ValueError("end it in .npy, .npz, .csv or .parquet")
         return value
+
+
+class BagsConfig(Settings):
+    """Find the nearest images of every image by a teacher's features, for the term bingo."""
+
+    teacher: Annotated[Path, Required("--teacher, the checkpoint of the teacher")]
+    """Checkpoint of the teacher, as of pretrain."""
+    images: Annotated[Path, Required("--images, what is data.train of the run")]
+    """Training images: a folder, shards or a Hugging Face data set, as data.train of the run."""
+    out: Annotated[Path, Required("--out, the file of the bags")]
+    """File that is written."""
+    teacher_arch: str | None = None
+    """Architecture of the teacher; None: told from the shapes in the file."""
+    neighbours: int = Field(5, ge=1, le=1000)
+    """Images in a bag beside the one it is of, as published."""
+    image_size: int = Field(224, ge=16, le=MAX_SIZE)
+    """Edge of the centre crops in pixels."""
+    shard_images: int = Field(100_000, ge=1, le=2**26)
+    """Images whose features are held in memory at once; 0.8 GB for a ResNet-50."""
+    batch_size: int = Field(64, ge=1, le=2**24)
+    """Images in a forward pass."""
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
+    """Data processes; None: 1 on a CPU, all cores with a GPU."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable images above which there are no bags."""
+    background: Background = USUAL.background
+    """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]."""
+    max_pixels: MaxPixels = USUAL.max_pixels
+    """Images with more pixels are unreadable."""
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -64,7 +64,7 @@ def nearest(
     if k <= GPU_MAX_K and (faiss := _faiss_gpu(device)) is not None:
         number = torch.cuda.current_device() if device is None or device.index is None else device.index
         return faiss.knn_gpu(
-            faiss.StandardGpuResources(), queries, bank, k,
+            _gpu_resources(faiss), queries, bank, k,
             metric=faiss.METRIC_INNER_PRODUCT, device=number, vectorsMemoryLimit=GPU_MEMORY,
         )  # fmt: skip
     faiss = found_faiss()

@@ -28,6 +28,7 @@ class LoadReport(NamedTuple):
     recognised: Recognised | None = None  # as a published file
     licence: str | None = None  # of the weights, as far as it is known
     md5: str = ""
+    doubt: str | None = None  # about its normalisation
 
     def __str__(self) -> str:
         if self.untrained_seed is not None:
@@ -56,7 +57,10 @@ class LoadReport(NamedTuple):
 
     def warnings(self) -> list[str]:
         """What follows `the teacher PATH`."""
-        if self.recognised is None or not self.recognised.other:
-            return []
-        known, _, other = self.recognised
-        return [f"has the name of {known.name} and another hash than published ({other}...): it is another file"]
+        told = [self.doubt] if self.doubt else []
+        if self.recognised is not None and self.recognised.other:
+            known, _, other = self.recognised
+            told.append(
+                f"has the name of {known.name} and another hash than published ({other}...): it is another file"
+            )
+        return told

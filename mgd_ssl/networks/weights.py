@@ -25,10 +25,19 @@ from mgd_ssl.networks.heads import build_head, head_widths
 from mgd_ssl.networks.hub import plain_names
 from mgd_ssl.networks.known import Recognised, recognise
 from mgd_ssl.networks.layouts import Found, group, locate
-from mgd_ssl.networks.normalisation import PIXELS, USUAL, Normalisation, normalisation_of, take_input_of
+from mgd_ssl.networks.normalisation import (
+    PIXELS,
+    USUAL,
+    Normalisation,
+    doubted,
+    expected_level,
+    normalisation_of,
+    take_input_of,
+)
 from mgd_ssl.networks.plain import casts, check_plain, check_values
 from mgd_ssl.networks.weights_file import WeightsFile, read_weights
 from mgd_ssl.printable import shown
+from mgd_ssl.run.folder import run_of
 
 OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1, and without influence
 ANCHORS = [family.anchor for family in FAMILIES]  # what stands before one of them is the prefix
@@ -98,6 +107,8 @@ def load_trained(path: Path, asked: Asked = Asked()) -> Trained:  # noqa: B008
         layout=names or place.layout.name, head=_widths(head), normalisation=normalisation, normalised_by=said_by,
         recognised=seen, licence=licence, md5=file.md5,
     )  # fmt: skip
+    if said_by == "usual" and run_of(path) is None:  # nobody says it
+        report = report._replace(doubt=doubted(expected_level(backbone), normalisation))
     take_input_of(backbone, normalisation)
     return Trained(backbone.eval(), report, head)
 

@@ -12,7 +12,7 @@ from mgd_ssl.files import Appended
 Rows = list[dict[str, Any]]
 WORDS = ("kind", "protocol")  # what is text in a row of metrics.jsonl
 REQUIRED = {
-    "train": ("epoch", "loss", "accuracy", "lr", "images_per_second", "data_wait"),
+    "train": ("epoch", "loss", "lr", "images_per_second", "data_wait"),
     "knn": ("top1", "top5", "protocol"),
     "matching": ("epoch",),
 }  # what the report reads of a row of metrics.jsonl; other kinds are not its business

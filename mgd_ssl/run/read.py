@@ -15,6 +15,7 @@ from mgd_ssl.files import read_json, sha256_of
 from mgd_ssl.run.metrics import Rows, read_metrics
 from mgd_ssl.run.result import Evaluation
 
+TERM_TITLES = {"seed": "SEED", "disco": "DisCo", "simreg": "SimReg", "compress": "CompRess", "bingo": "BINGO"}
 REMEDY = "pass what was --out of `mgd-ssl pretrain`, or the folder that runs lie in"
 
 
@@ -51,7 +52,12 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method in tables."""
-        return "MoCo v2" if self.teacher is None else "MoCo v2 + MGD"
+        if self.teacher is None:
+            return "MoCo v2"
+        terms = self.config.get("terms", {})
+        weights = {"MoCo v2": self.config.get("moco", {}).get("weight", 1), "MGD": self.config["mgd"]["weight"]}
+        weights |= {title: terms.get(name, {}).get("weight", 0) for name, title in TERM_TITLES.items()}
+        return " + ".join(title for title, weight in weights.items() if weight) or "nothing"
 
     @property
     def seed(self) -> int:
@@ -187,6 +193,8 @@ def read_run(folder: Path, name: str) -> Run:
     """
     config = folder / "config.json"
     saved = read_of_run(config)
+    if saved.get("task") == "detection":
+        raise UserError(f"{folder} holds a detector: mgd-ssl detect --evaluate {folder} writes its report")
     for problem in problems(saved):
         raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
     return Run(

@@ -34,6 +34,7 @@ from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.tasks.teachers import credit, load_teacher, tell_teacher, told_of
+from mgd_ssl.tasks.terms import bags_of, check_terms, wants_head
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -84,7 +85,8 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
         check_sizes(config, len(images))
-        teacher = load_teacher(config)
+        check_terms(config)
+        teacher = load_teacher(config, with_head=wants_head(config))
         begun = begin(config)
         method = build_method(config, teacher, begun.encoder)
         if teacher is not None:
@@ -114,7 +116,7 @@ def run(
         if told:
             logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         logger.info("%s", summary(config, images, runtime))
-        if world_size() * config.moco.bn_splits == 1:
+        if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
         tell_beginning(begun)
         tell_teacher(config, teacher)
@@ -150,11 +152,13 @@ def description(
     config: PretrainConfig, images: Images, teacher: Teacher | None, begun: LoadReport | None = None
 ) -> dict[str, Any]:
     """What a run is, as saved in its `config.json`."""
+    bags = bags_of(config, images)
     return {
         "config": config.model_dump(mode="json"),
         "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
         "student_weights": told_of(begun),
         "teacher": None if teacher is None else told_of(teacher.report),
+        "bags": bags and bags.sha256,
         "environment": environment(),
     }
 
@@ -193,6 +197,8 @@ def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         if identity(before) != identity(now):
             told = [each and f"{each['arch']} {each['sha256'][:12]}" for each in (before, now)]
             changed.append(f"{whose}: {told[0]} -> {told[1]}")
+    if old.get("bags") != new["bags"]:
+        changed.append("the bags of terms.bingo.bags: others by their SHA-256")
     if old["data"] != new["data"]:
         counts = [run["data"]["num_images"] for run in (old, new)]
         changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")

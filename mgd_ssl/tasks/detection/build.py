@@ -9,7 +9,7 @@ from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.tasks.detection.config import DetectConfig
-from mgd_ssl.tasks.detection.detector import Detector
+from mgd_ssl.tasks.detection.detector import Detector, Trunk
 from mgd_ssl.tasks.detection.faster_rcnn import FasterRCNNDetector
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
 from mgd_ssl.tasks.detection.norms import group_norm, set_norms
@@ -44,16 +44,15 @@ def build(config: DetectConfig, beginning: Beginning, num_classes: int, teacher:
 def build_detector(config: DetectConfig, beginning: Beginning, num_classes: int) -> Detector:
     """The detector alone; what is drawn at random is a function of the seed, and torch's generator is left alone."""
     settings, body = config.network, beginning.body
-    channels = [tap.channels for tap in stage_taps(body)]
-    stride = stem_stride(body)
+    trunk = Trunk(body, [tap.channels for tap in stage_taps(body)], stem_stride(body))
     set_norms(body, settings.norm, settings.group_norm_last_blocks)
     freeze(body, settings.frozen_stages)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(config.seed, "heads"))
         if settings.kind == "faster_rcnn":
-            return FasterRCNNDetector(body, channels, stride, num_classes, settings.pyramid_channels)
+            return FasterRCNNDetector(trunk, num_classes, settings.pyramid_channels)
         return RetinaNetDetector(
-            body, channels, stride, num_classes, settings.pyramid_channels, settings.loss_normaliser
+            trunk, num_classes, settings.pyramid_channels, settings.loss_normaliser, settings.norm_heads
         )
 
 

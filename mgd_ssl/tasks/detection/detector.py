@@ -1,6 +1,7 @@
 """A detector seen from training: images that are normalised and padded, losses by name, boxes."""
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -8,6 +9,14 @@ from torchvision.models.detection.retinanet import RetinaNet
 
 DETECTIONS = 100  # of an image, as COCO counts
 Boxes = dict[str, Tensor]  # `boxes` [m, 4] in pixels of the padded image, `labels` [m] from 0 on; `scores` [m]
+
+
+class Trunk(NamedTuple):
+    """A ResNet as a detector takes it apart; its classifier is not used."""
+
+    body: nn.Module
+    channels: list[int]  # of its stages 1 to 4
+    stem_stride: int  # pixels from one position of its first stage to the next
 
 
 class Detector(nn.Module):

@@ -8,7 +8,7 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
@@ -18,26 +18,23 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from mgd_ssl.tasks.detection.anchors import RATIOS, ExactAnchors
-from mgd_ssl.tasks.detection.detector import DETECTIONS, Boxes, Detector
+from mgd_ssl.tasks.detection.detector import DETECTIONS, Boxes, Detector, Trunk
 
 
 class FasterRCNNDetector(Detector):
     """A Faster R-CNN.
 
     Args:
-        body: a ResNet (its classifier is not used); taken apart.
-        channels: of its stages 1 to 4.
-        stem_stride: of its first stage.
+        trunk: its ResNet.
         num_classes: without the background.
         pyramid_channels: of the pyramid.
     """
 
     network: FasterRCNN
 
-    def __init__(
-        self, body: nn.Module, channels: list[int], stem_stride: int, num_classes: int, pyramid_channels: int = 256
-    ) -> None:
+    def __init__(self, trunk: Trunk, num_classes: int, pyramid_channels: int = 256) -> None:
         super().__init__()
+        body, channels, stem_stride = trunk
         layers = {f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)}
         backbone = BackboneWithFPN(body, layers, channels, pyramid_channels, LastLevelMaxPool())
         pool = MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=7, sampling_ratio=2)

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from mgd_ssl.tasks.detection.anchors import ExactAnchors
-from mgd_ssl.tasks.detection.detector import DETECTIONS, Boxes, Detector
+from mgd_ssl.tasks.detection.detector import DETECTIONS, Boxes, Detector, Trunk
+from mgd_ssl.tasks.detection.norms import group_norm
 from moco.dist import sum_over_ranks, world_size
 
 EMA_START, EMA_MOMENTUM = 50.0, 0.9  # of positives an image: detectron2 begins with 100 for its two images a process
@@ -26,28 +28,32 @@ class RetinaNetDetector(Detector):
     """A RetinaNet.
 
     Args:
-        body: a ResNet (its classifier is not used); taken apart.
-        channels: of its stages 1 to 4.
-        stem_stride: of its first stage.
+        trunk: its ResNet.
         num_classes: without a background.
         pyramid_channels: of the pyramid and the heads.
         normaliser: ema, or image as in torchvision.
+        norm_heads: GroupNorm after the convolutions of the heads.
     """
 
     network: RetinaNet
     positives: Tensor
 
     def __init__(
-        self, body: nn.Module, channels: list[int], stem_stride: int, num_classes: int, pyramid_channels: int = 256,
-        normaliser: str = "ema",
+        self, trunk: Trunk, num_classes: int, pyramid_channels: int = 256, normaliser: str = "ema",
+        norm_heads: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        body, channels, stem_stride = trunk
         extra = LastLevelP6P7(channels[3], pyramid_channels)
         extra.use_P5 = False  # torchvision would take P5 where both have as many channels
         layers = {f"layer{stage}": str(stage - 2) for stage in (2, 3, 4)}
         backbone = BackboneWithFPN(body, layers, channels[1:], pyramid_channels, extra)
         anchors = ExactAnchors.of_retinanet(tuple(stem_stride * 2**level for level in range(1, 6)))
-        self.network = RetinaNet(backbone, num_classes, anchor_generator=anchors, detections_per_img=DETECTIONS)
+        per_position = anchors.num_anchors_per_location()[0]
+        head = RetinaNetHead(pyramid_channels, per_position, num_classes, group_norm if norm_heads else None)
+        self.network = RetinaNet(
+            backbone, num_classes, anchor_generator=anchors, head=head, detections_per_img=DETECTIONS
+        )
         self.normaliser = normaliser
         self.register_buffer("positives", torch.tensor(EMA_START))  # an image, moving average
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import retinanet_resnet50_fpn
+from torchvision.models.resnet import Bottleneck
 
 from mgd_ssl.cli import main
 from mgd_ssl.errors import Interrupted, UserError
@@ -254,7 +255,7 @@ def test_detectron2s_file_is_a_teacher(tmp_path: Path) -> None:
     network = build_backbone("resnet50").eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
     arrays = detectron2_names(network.state_dict())
     arrays["head.cls_score.bias"] = np.zeros(9 * 2, np.float32)
     path = write_pickle(tmp_path / "model_final.pkl", arrays)
@@ -273,6 +274,7 @@ def test_caffe2s_weights_take_our_images(tmp_path: Path) -> None:
     network = build_backbone("resnet50").eval()
     for stage in (2, 3, 4):
         block = network.get_submodule(f"layer{stage}.0")
+        assert isinstance(block, Bottleneck)
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     loaded, _, classes = load_detectron2(write_pickle(tmp_path / "a.pkl", detectron2_names(network.state_dict())))
     assert classes is None

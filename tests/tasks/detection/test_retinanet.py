@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou, nms
 
 from mgd_ssl.networks.backbones import build_backbone, set_head, stage_taps
 from mgd_ssl.tasks.detection.anchors import ExactAnchors
+from mgd_ssl.tasks.detection.detector import Trunk
 from mgd_ssl.tasks.detection.norms import group_norm, set_norms
 from mgd_ssl.tasks.detection.retinanet import RetinaNetDetector
 from mgd_ssl.tasks.detection.weights import freeze, stem_stride
@@ -25,7 +26,7 @@ def detector(arch: str = "thin_resnet10", spread: float = 0.08, normaliser: str 
     body = build_backbone(arch)
     set_head(body, nn.Identity())
     channels = [tap.channels for tap in stage_taps(body)]
-    new = RetinaNetDetector(body, channels, stem_stride(body), 3, 16, normaliser)
+    new = RetinaNetDetector(Trunk(body, channels, stem_stride(body)), 3, 16, normaliser)
     for parameter in new.network.head.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=spread)  # so that something is found
@@ -175,7 +176,7 @@ def test_detections_against_a_loop() -> None:
 def test_p6_is_made_of_the_last_stage_even_where_p5_has_as_many_channels() -> None:
     body = build_backbone("thin_resnet10")  # 128 channels
     set_head(body, nn.Identity())
-    network = RetinaNetDetector(body, [16, 32, 64, 128], 2, 2, 128)
+    network = RetinaNetDetector(Trunk(body, [16, 32, 64, 128], 2), 2, 128)
     extra = network.network.backbone.fpn.extra_blocks
     seen: list[Tensor] = []
     extra.p6.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
