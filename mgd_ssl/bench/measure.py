@@ -13,7 +13,7 @@ from mgd_ssl.bench.step import bare_networks, training_step, view_rows
 from mgd_ssl.bench.timing import clock_of, compared, timed
 from mgd_ssl.bench.views import Stages, stage_costs
 from mgd_ssl.data.samples import chosen_backend
-from mgd_ssl.data.views_device import finish_views
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.mgd.matching import assign
 from mgd_ssl.run.runtime import Runtime, process
 from moco import ViewPolicy
@@ -41,11 +41,11 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
     rows = view_rows(config.batch_size)[0].to(runtime.device)
     size = (config.batch_size, config.image_size, config.image_size, 3)
     pixels = torch.randint(256, size, dtype=torch.uint8, device=runtime.device)
-    finish = torch.compile(finish_views, dynamic=False)
+    upload = Upload(runtime, ViewPolicy().max_sigma)
 
     def both() -> None:
         for _ in range(2):
-            finish(pixels, rows, ViewPolicy().max_sigma)
+            upload.finished(pixels, rows)
 
     times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device))
     return round(config.batch_size / times.median("both"))

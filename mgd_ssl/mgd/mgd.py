@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mgd_ssl.mgd.loss import partial_l2
 from mgd_ssl.mgd.matching import assign, check_same_size, total_cost
 from mgd_ssl.mgd.reducers import REDUCERS
+from moco.device import FEWEST_BYTES
 
 INITIAL_MARGIN = -0.7978845608028654  # relu_margin at BatchNorm's initial weight 1 and bias 0: -sqrt(2 / pi)
 
@@ -152,6 +153,8 @@ class MGD(nn.Module):
             args: of torch.compile.
             kwargs: of torch.compile.
         """
+        if kwargs.get("backend", "inductor") == "inductor":
+            kwargs = {"options": FEWEST_BYTES, **kwargs}
         self.loss = torch.compile(self.loss, *args, **kwargs)  # type: ignore[method-assign]
         if not self.reducer.draws:  # a generator's draws are no part of a graph
             self.reduce = torch.compile(self.reduce, *args, **kwargs)  # type: ignore[method-assign]
