@@ -26,6 +26,7 @@ from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
@@ -34,7 +35,7 @@ from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco import View
 from tests.conftest import write_images
-from tests.runs import rows, steps_saved, tiny, trained_teacher
+from tests.runs import rows, stepper_for, steps_saved, tiny, trained_teacher
 
 CONSTANT_MARGIN = -math.sqrt(2 / math.pi)
 
@@ -606,6 +607,33 @@ def runtime_precision(run: Runs) -> None:
 @case
 def runtime_channels_last(run: Runs) -> None:
     assert (run("plain").layouts, run("other").layouts) == ([True, True], [False, False])
+
+
+@case
+def teacher_precision(run: Runs) -> None:
+    maps = {}
+    for wanted in ("float32", "bfloat16"):
+        settings = tiny(run.images, run.folder / f"teacher in {wanted}", teacher=run.teacher, teacher_precision=wanted)
+        stepper, batches = stepper_for(settings, 1)
+        (_, _, targets, _) = stepper.task.inputs(batches[0], 0)
+        maps[wanted] = [target.map for target in targets["mgd"]]
+    assert {each.dtype for each in maps["float32"]} == {torch.float32}
+    assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
+    for exact, rounded in zip(*maps.values(), strict=True):
+        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+
+
+@case
+def runtime_deterministic(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        chosen: list[bool] = []
+        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
+        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+        for wanted in (False, True):
+            with this_process(RuntimeConfig(deterministic=wanted, precision="float32", threads=1)):
+                pass
+        assert chosen == [False, True]
 
 
 @case

@@ -13,7 +13,7 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
 from mgd_ssl.networks.backbones import build_backbone, build_encoder
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
@@ -22,8 +22,10 @@ from moco import ViewPolicy, draw_view
 
 def training_step(config: StepConfig, runtime: Runtime) -> Work:
     """A step of a run, from the uint8 batch to the updated queue."""
+    config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     pretrain_config = PretrainConfig(
         student=config.student,
+        teacher_precision=config.teacher_precision,
         out=Path("none"),
         data=DataConfig(train=Path("none"), image_size=config.image_size),
         moco=MoCoConfig(queue_size=config.queue_size),
@@ -58,6 +60,7 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
     """Teacher forward, key forward, query forward and backward, and nothing around them."""
+    config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
     for network in (teacher, query, key):

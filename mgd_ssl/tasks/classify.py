@@ -13,12 +13,12 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import LoadReport, md5_of
 from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.folder import check_same, damaged_description, nothing_trained, run_folder, saved_description
+from mgd_ssl.run.folder import as_begun, check_same, damaged_description, nothing_trained, run_folder, saved_description
 from mgd_ssl.run.lock import JOBS, in_use
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import damage, write_result
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.classification import Classification, Parts, chosen_images, update_of
@@ -63,6 +63,7 @@ def classify(config: ClassifyConfig | None = None, **settings: Any) -> ClassifyR
         ValueError: for unknown settings or values out of range.
     """
     config = config or ClassifyConfig(**settings)
+    config = as_begun(config)
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         parts = open_parts(config)
@@ -71,7 +72,10 @@ def classify(config: ClassifyConfig | None = None, **settings: Any) -> ClassifyR
         method = build(config, beginning.network, teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        config = config.model_copy(update={"student": beginning.arch})
+        steps = config.optim.epochs * (len(parts.chosen) // config.optim.batch_size)
+        config = config.model_copy(
+            update={"student": beginning.arch, "runtime": settled(config.runtime, runtime, steps)}
+        )
         run = description(config, parts, beginning, teacher)
         with run_folder(out, run, check_same_run, lambda folder: finished_result(folder, RESULT)) as finished:
             if finished is not None:
@@ -217,13 +221,14 @@ def summary(config: ClassifyConfig, parts: Parts, beginning: Beginning) -> str:
     return (
         f"{beginning.arch}{guided}: {len(parts.chosen)} labelled images, {optim.epochs} epochs of "
         f"{len(parts.chosen) // optim.batch_size} steps, batch {optim.batch_size} over {world_size()} process(es), "
-        f"{config.runtime.precision}; validated on {len(parts.val.images)}"
+        f"{config.runtime.precision}{', compiled' if config.runtime.compile else ''}; "
+        f"validated on {len(parts.val.images)}"
     )
 
 
 def check_settings(config: ClassifyConfig) -> None:
     """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-    out = config.out
+    config, out = as_begun(config), config.out
     if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
         try:
             saved = completed(saved_description(out)["config"])

@@ -25,6 +25,7 @@ from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
+from mgd_ssl.networks.low_precision import HalfTeacher, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
@@ -58,6 +59,7 @@ class Pretraining:
         view_bytes = 2 * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
         self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
+        self.in_step = self._in_step()
         self.account = self._account("train", images)
         self.monitor = self._monitor()
         self.events = self._events()
@@ -83,9 +85,9 @@ class Pretraining:
         self.account.note(batch.unreadable)
         im_q, im_k = self.upload.views(batch)  # [N, 3, H, W]
         targets: dict[str, Any] = {}
-        if self.teacher is not None:
+        if self.in_step is not None:
             with self.runtime.autocast():
-                targets = self.module.guide.prepare(Seen(self.teacher(im_q)), step)
+                targets = self.module.guide.prepare(Seen(self.in_step(im_q)), step)
         return im_q, im_k, targets, keyed_seed(self.config.seed, "shuffle", step)
 
     def after_step(self, carried: Any) -> None:
@@ -201,6 +203,13 @@ class Pretraining:
         matched = terms.get("mgd")
         return matched.mgd if isinstance(matched, MatchedMaps) else None
 
+    def _in_step(self) -> Teacher | HalfTeacher | None:
+        """The teacher that sees the query views."""
+        if self.teacher is None:
+            return None
+        dtype = teacher_dtype(self.config.teacher_precision, self.runtime.precision, self.runtime.device)
+        return self.teacher if dtype is None else HalfTeacher(self.teacher, dtype)
+
     def _account(self, name: str, images: Images) -> SkippedFiles:
         path = self.session.out / f"skipped_{name}.jsonl"
         account = SkippedFiles(path, images, self.config.data.max_unreadable)
@@ -218,7 +227,11 @@ class Pretraining:
 
     def _compile(self) -> None:
         networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
-        for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
+        if self.teacher is not None:
+            networks.append(self.teacher.backbone)
+        if isinstance(self.in_step, HalfTeacher):
+            networks.append(self.in_step.teacher.backbone)
+        for network in networks:
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
             self.mgd.compile(dynamic=False)

@@ -12,11 +12,13 @@ from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
+from mgd_ssl.networks.low_precision import has_native_bfloat16
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import md5_of
 from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import (
+    as_begun,
     check_same,
     damaged_description,
     find_weights,
@@ -29,7 +31,7 @@ from mgd_ssl.run.lock import JOBS, in_use
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.result import damage, read_result, write_result
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
@@ -79,10 +81,14 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    out, train = config.out, config.data.train
+    config = as_begun(config)
+    out, train, decoding = config.out, config.data.train, decoding_of(config.data)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
+        images = on_rank_zero(lambda: open_images(train, decoding))
         check_sizes(config, len(images))
+        steps = config.optim.epochs * (len(images) // config.optim.batch_size)
+        decided = {"runtime": settled(config.runtime, runtime, steps), "teacher_precision": of_teacher(config, runtime)}
+        config = config.model_copy(update=decided)
         teacher = load_teacher(config)
         method = build_method(config, teacher)
         if teacher is not None:
@@ -124,6 +130,13 @@ def run(
         with once_trained(lambda: session.step):
             train(task, update_of(config, task), session, pace)
             return finish(task, session)
+
+
+def of_teacher(config: PretrainConfig, runtime: Runtime) -> str:
+    """`teacher_precision` once it is decided."""
+    if config.teacher_precision != "auto":
+        return config.teacher_precision
+    return "bfloat16" if has_native_bfloat16(runtime.device) else "float32"
 
 
 def load_teacher(config: PretrainConfig) -> Teacher | None:
@@ -213,13 +226,13 @@ def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
     return (
         f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
         f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
-        f"{config.runtime.precision}"
+        f"{config.runtime.precision}{', compiled' if config.runtime.compile else ''}"
     )
 
 
 def check_settings(config: PretrainConfig) -> None:
     """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-    out = config.out
+    config, out = as_begun(config), config.out
     if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
         try:
             saved = completed(saved_description(out)["config"])
