@@ -122,7 +122,7 @@ def _with_words(args: list[str]) -> list[str]:
     """Flags of a switch with a third position as the parser wants them: `--runtime.compile` alone means True, and
     `--runtime.no-compile` False."""
     found = []
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in zip(args, [*args[1:], "--"], strict=False):
         if arg == "--runtime.no-compile":
             found += ["--runtime.compile", "False"]
         else:

@@ -9,9 +9,8 @@ from torch.func import functional_call
 
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.data.views_device import begun, blurred, colour_operation
-from mgd_ssl.mgd.mgd import MGD, Target
+from mgd_ssl.mgd.mgd import FEWEST_BYTES, MGD, Target
 from mgd_ssl.run.runtime import Runtime
-from moco.device import FEWEST_BYTES
 from tests.sm90 import MODE, Kernels, kernels, spilled
 from tests.sm90_shapes import BATCH, SIZE, STAGES
 

@@ -25,6 +25,7 @@ from mgd_ssl.evaluation import knn
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.low_precision import HalfTeacher
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.checkpoint import Checkpoints
@@ -620,7 +621,8 @@ def teacher_precision(run: Runs) -> None:
     assert {each.dtype for each in maps["float32"]} == {torch.float32}
     assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
     for exact, rounded in zip(*maps.values(), strict=True):
-        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+        cosine = torch.nn.functional.cosine_similarity(rounded.float().flatten(1), exact.flatten(1))
+        assert cosine.min() > 0.99  # a few values change their sign, where two of a group are nearly opposite
 
 
 @case
@@ -639,8 +641,9 @@ def runtime_deterministic(run: Runs) -> None:
 @case
 def runtime_compile(run: Runs) -> None:
     task = run("other").first
-    assert task.teacher is not None and task.mgd is not None
-    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, task.teacher.backbone, task.mgd]
+    assert task.teacher is not None and task.mgd is not None and isinstance(task.in_step, HalfTeacher)
+    teachers = [task.teacher.backbone, task.in_step.teacher.backbone]  # in float32 for matching, and as in training
+    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, *teachers, task.mgd]
     assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
 

@@ -37,5 +37,6 @@ class BenchConfig(StepConfig):
     """Also measure the views, and say how many cores it takes to feed the step."""
     memory: bool = True
     """Also measure the peak memory of step and bare networks, in processes of their own."""
-    only: Literal["views"] | None = None
-    """views: measure nothing else, within a minute."""
+    only: Literal["views", "gpu"] | None = None
+    """views: measure nothing else, within a minute. gpu: the checks a GPU has to pass before its numbers count,
+    in under ten minutes."""

@@ -10,7 +10,7 @@ from mgd_ssl.bench.config import BenchConfig, StepConfig
 from mgd_ssl.bench.handover import handover
 from mgd_ssl.bench.memory import peak_memory
 from mgd_ssl.bench.step import bare_networks, training_step, view_rows
-from mgd_ssl.bench.timing import clock_of, compared, timed
+from mgd_ssl.bench.timing import clock_of, compared, repeats_on, timed
 from mgd_ssl.bench.views import Stages, stage_costs
 from mgd_ssl.data.samples import chosen_backend
 from mgd_ssl.data.upload import Upload
@@ -47,7 +47,7 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
         for _ in range(2):
             upload.finished(pixels, rows)
 
-    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device))
+    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
     return round(config.batch_size / times.median("both"))
 
 
@@ -55,7 +55,7 @@ def measure(config: StepConfig) -> dict[str, Any]:
     """Medians over interleaved rounds; ratios are the medians of the rounds' own ratios."""
     with process(config.runtime) as runtime:
         work = {"step": training_step(config, runtime), "bare": bare_networks(config, runtime)}
-        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device))
+        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
         return {
             "threads": torch.get_num_threads(),
             "device": runtime.device.type,

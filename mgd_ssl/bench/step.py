@@ -17,45 +17,63 @@ from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.training.task import StepOutput
 from moco import ViewPolicy, draw_view
 
 
-def training_step(config: StepConfig, runtime: Runtime) -> Work:
-    """A step of a run, from the uint8 batch to the updated queue."""
-    config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
-    pretrain_config = PretrainConfig(
-        student=config.student,
-        teacher_precision=config.teacher_precision,
-        out=Path("none"),
-        data=DataConfig(train=Path("none"), image_size=config.image_size),
-        moco=MoCoConfig(queue_size=config.queue_size),
-        optim=OptimConfig(batch_size=config.batch_size, epochs=1),
-        runtime=config.runtime,
-    )
-    torch.manual_seed(0)
-    teacher = Teacher(build_backbone(config.teacher))
-    method = build_method(pretrain_config, teacher)
-    teacher.fold()
-    for module in (method, teacher):
-        module.to(runtime.device).to(memory_format=runtime.memory_format)
-    with tempfile.TemporaryDirectory() as folder:
-        images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
-        task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
-    assert task.mgd is not None
-    task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
-    update = update_of(pretrain_config, task)
-    method.train()
+class Step:
+    """A step of a run, from the uint8 batch to the updated queue; matched at random.
+
+    Args:
+        config: sizes and networks.
+        runtime: where it is taken.
+    """
+
+    def __init__(self, config: StepConfig, runtime: Runtime) -> None:
+        self.config = pretrain_config = PretrainConfig(
+            student=config.student,
+            teacher_precision=config.teacher_precision,
+            out=Path("none"),
+            data=DataConfig(train=Path("none"), image_size=config.image_size),
+            moco=MoCoConfig(queue_size=config.queue_size),
+            optim=OptimConfig(batch_size=config.batch_size, epochs=1),
+            runtime=settled(config.runtime, runtime, WORTH_COMPILING),
+        )
+        torch.manual_seed(0)
+        teacher = Teacher(build_backbone(config.teacher))
+        method = build_method(pretrain_config, teacher)
+        teacher.fold()
+        for module in (method, teacher):
+            module.to(runtime.device).to(memory_format=runtime.memory_format)
+        with tempfile.TemporaryDirectory() as folder:
+            images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
+            self.task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
+        assert self.task.mgd is not None
+        self.task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in self.task.mgd.assignments])
+        self.update = update_of(pretrain_config, self.task)
+        method.train()
+        self.batch = random_batch(config, runtime.device)
+
+    def __call__(self) -> StepOutput:
+        """Take it."""
+        output = self.update(self.task.inputs(self.batch, 0), 0)
+        self.task.after_step(output.carried)
+        return output
+
+
+def random_batch(config: StepConfig, device: torch.device) -> PretrainBatch:
+    """Two views of noise as the workers hand them over to a training on this device."""
     size = (config.batch_size, config.image_size, config.image_size, 3)
     im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
-    batch = PretrainBatch(im_q, im_k, [])
-    if chosen_backend("auto", runtime.device) == "device":  # finishing the views is a part of the step
-        rows = view_rows(config.batch_size)
-        batch = PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
+    if chosen_backend("auto", device) != "device":
+        return PretrainBatch(im_q, im_k, [])
+    rows = view_rows(config.batch_size)  # finishing the views is a part of the step
+    return PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
 
-    def step() -> None:
-        task.after_step(update(task.inputs(batch, 0), 0).carried)
 
-    return step
+def training_step(config: StepConfig, runtime: Runtime) -> Work:
+    """`Step`, as a function that can be sent to another process by its name."""
+    return Step(config, runtime)
 
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:

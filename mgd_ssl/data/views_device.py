@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mgd_ssl.mgd.mgd import FEWEST_BYTES
 from moco.augment import View, box_radius
-from moco.device import FEWEST_BYTES
 
 GREY = (19595, 38470, 7471)  # PIL's weights, over 65536; their sums are exact in float32
 
