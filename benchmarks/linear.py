@@ -27,10 +27,10 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.sources import Labelled
-from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.log import RunLog
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.settings import Settings
@@ -195,7 +195,7 @@ def live_cost(config: BenchConfig, runtime: Runtime, count: int = 64) -> dict[st
 
         def extraction() -> None:
             labelled = Labelled(images, rows)
-            extract_features(backbone, labelled, rows, runtime, image_size=config.image_size, normalise=False)
+            FeatureExtractor(backbone, runtime, config.image_size, normalise=False)(labelled, rows)
 
         work = {"live": live, "extraction": extraction}
         times = compared(work, config.rounds, clock=clock_of(runtime.device))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.sources import Labelled
-from mgd_ssl.demo.textures import make_image_set
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.demo.textures import ImageSet
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.run.runtime import Runtime
 
@@ -76,7 +76,7 @@ def demo(of: Callable[[ImageList], NDArray[np.float32]]) -> Split:
         return Features(of(images), images.labels()[0])
 
     with tempfile.TemporaryDirectory() as folder:
-        make_image_set(Path(folder))
+        ImageSet().write(Path(folder))
         return Split(split(Path(folder) / "train"), split(Path(folder) / "val"))
 
 
@@ -96,7 +96,7 @@ def untrained(runtime: Runtime) -> Callable[[ImageList], NDArray[np.float32]]:
     def of(images: ImageList) -> NDArray[np.float32]:
         rows = np.arange(len(images))
         labelled = Labelled(images, rows)
-        return extract_features(network, labelled, rows, runtime, image_size=48, normalise=False).values
+        return FeatureExtractor(network, runtime, 48, normalise=False)(labelled, rows).values
 
     return of
 

@@ -6,12 +6,8 @@ python -m benchmarks.scaling_model
 import tyro
 from rich.table import Table
 
+from mgd_ssl.bench.scaling_model import MB, moved
 from mgd_ssl.bench.tables import show
-
-MB = 1e6
-PARAMETERS = 11_504_832  # of ResNet-18 with MoCo v2's projection head
-IMAGE_BYTES = 3 * 224 * 224 * 4
-KEY_BYTES = 128 * 4
 
 
 def main(images_per_second: float = 3000, launch_ms: float = 12, gb_per_second: float = 25) -> None:
@@ -33,17 +29,6 @@ def main(images_per_second: float = 3000, launch_ms: float = 12, gb_per_second: 
         table.add_row(str(gpus), str(batch), f"{batch / gpus:g}", f"{compute:.1f}", *shown)
         result.append({"gpus": gpus, "batch": batch, "compute": compute, **times})
     show(table, result, width=140)
-
-
-def moved(gpus: int, batch: int) -> dict[str, float]:
-    """Bytes a GPU receives in a step with a global batch."""
-    elsewhere, local = (gpus - 1) / gpus, batch / gpus
-    return {
-        "gradients": 2 * elsewhere * PARAMETERS * 4,  # ring: reduce, then spread
-        "images": elsewhere * local * IMAGE_BYTES,
-        "images, if gathered": elsewhere * batch * IMAGE_BYTES,
-        "keys": elsewhere * (local + batch) * KEY_BYTES,  # back to their queries, and into the queue
-    }
 
 
 if __name__ == "__main__":

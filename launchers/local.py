@@ -1,6 +1,7 @@
 """`mgd-ssl launch local`: a command in several processes of this host, through torch's elastic launcher."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -101,6 +102,10 @@ def local_outcome(records: Records, children: Mapping[int, ProcessFailure]) -> O
 
 def kill_children() -> None:
     """End the processes at once; they lie in sessions of their own, where no Ctrl-C reaches them."""
+    if not Path("/proc").is_dir():  # macOS
+        for child in multiprocessing.active_children():
+            child.kill()
+        return
     for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
         os.kill(int(pid), signal.SIGKILL)
 

@@ -18,6 +18,7 @@ from mgd_ssl.errors import INTERRUPTED, UserError
 from mgd_ssl.printable import printable
 from mgd_ssl.run import read as runs
 from mgd_ssl.run.lock import JOBS, in_use
+from mgd_ssl.run.metrics import read_metrics
 from mgd_ssl.settings import Settings
 
 NO_NEWS = re.compile("submitit INFO|srun: launch/|srun: error: .* Exited with exit code")  # after the line that counts
@@ -156,7 +157,7 @@ def last_rows(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: when another line is damaged.
     """
-    return {content["kind"]: content for content in runs.read_metrics(path)}
+    return {content["kind"]: content for content in read_metrics(path)}
 
 
 def last_line(logs: Sequence[Path]) -> str:

@@ -1,6 +1,5 @@
 """Features of centre crops on disk, computed once for a backbone and a folder of images."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,8 @@ from mgd_ssl.data.loader import Account, Reading
 from mgd_ssl.data.samples import CROP_VERSION
 from mgd_ssl.data.sources import Labelled
 from mgd_ssl.errors import Interrupted, UserError
-from mgd_ssl.evaluation.features import Features, extract_features
-from mgd_ssl.files import ELSEWHERE, DiskError, write_whole, writing
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
+from mgd_ssl.files import ELSEWHERE, DiskError, take_room, write_whole, writing
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.run.lock import take
 from mgd_ssl.run.log import logger
@@ -96,6 +95,7 @@ class FeatureCache:
         if done:
             logger.info("features of %s: continuing after %d of %d", name, done, len(images))
         indices = Labelled(images, np.arange(len(images)))  # in the place of labels: which image a feature is of
+        features = FeatureExtractor(self.backbone, self.runtime, self.image_size, normalise=False)
         reading = Reading(BATCH, self.workers, account=account)
         earlier, started = done, time.monotonic()
         size = whole = BATCH * world_size()
@@ -104,10 +104,7 @@ class FeatureCache:
             while done < len(images):
                 check_stop()
                 rows = np.arange(done, min(done + size, len(images)))
-                part = extract_features(
-                    self.backbone, indices, rows, self.runtime,
-                    image_size=self.image_size, reading=reading, normalise=False,
-                )  # fmt: skip
+                part = features(indices, rows, reading)
                 check_finite(part.values, rows, images, self.backbone)
                 on_rank_zero(partial(writer.write, part))
                 done += len(rows)
@@ -249,7 +246,7 @@ class Writer:
         """Take the room of both tables, because a full disk under a memory map would kill the process."""
         for name in ("values", "rows"):
             with (self.unfinished / f"{name}.npy").open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                take_room(file)
 
     def _flush(self) -> None:
         for table in (self.values, self.rows):

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from mgd_ssl.commands import COMMANDS, run
-from mgd_ssl.errors import exit_code
+from mgd_ssl.errors import exit_code, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns its exit code (see `exit_code`)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if sys.platform == "win32":  # no locks of POSIX, no fork, other signals
+        say("mgd-ssl: Windows itself is not supported: run it in WSL2, where it is Linux")
+        return 2
     if not args or args[0] in ("-h", "--help"):
         return told(
             "usage: mgd-ssl COMMAND [OPTIONS]\n",

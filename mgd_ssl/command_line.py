@@ -76,7 +76,9 @@ def _too_deep(path: Path) -> str:
     return f"{path} is nested more than {MAX_NESTING} levels deep: settings have two, [group] and key"
 
 
-def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CONFIGS) -> Model:
+def parse(
+    model: type[Model], argv: Sequence[str], prog: str, configs: Path = CONFIGS, default: Model | None = None
+) -> Model:
     """Settings from a command line; `--config FILE` (anywhere in it) is read first, flags override it.
 
     Args:
@@ -84,6 +86,7 @@ def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CO
         argv: the arguments.
         prog: name of the program, for its help.
         configs: folder whose TOML files --config finds by name.
+        default: settings that flags override where no file is read; None: the usual ones.
 
     Raises:
         UserError: naming the setting at fault by its dotted key.
@@ -92,10 +95,10 @@ def parse(model: type[Model], argv: Sequence[str], prog: str, configs: Path = CO
     args, file = _take_config(_with_words(list(argv)))
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
     with incomplete():
-        default = load_toml(model, find_config(file, configs)) if file else model()
+        beginning = load_toml(model, find_config(file, configs)) if file else default or model()
         token = parsing.set(True)
         try:
-            settings = tyro.cli(model, args=args, default=default, prog=prog, description=description)
+            settings = tyro.cli(model, args=args, default=beginning, prog=prog, description=description)
         except RefusedFlag as refused:
             raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
         finally:

@@ -17,7 +17,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
+from mgd_ssl.term_settings import TermsConfig, WeightSettings
 
+MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
+DEVIATION = (0.229, 0.224, 0.225)
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
 
 
@@ -74,8 +77,8 @@ class DataConfig(Settings):
     not used."""
     image_size: int = Field(224, ge=16, le=MAX_SIZE)
     """Edge of a view in pixels."""
-    recipe: Literal["v2", "v1"] = "v2"
-    """Augmentation of MoCo v2 or v1."""
+    recipe: Literal["v2", "v1", "weak"] = "v2"
+    """Augmentation of MoCo v2 or v1; weak: crop and flip alone, as SimReg and CompRess were published with."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Range of a crop's share of the image area, within 0 to 1."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -111,6 +114,9 @@ class DataConfig(Settings):
 class MoCoConfig(Settings):
     """Momentum contrast."""
 
+    weight: float = Field(1.0, ge=0, le=1e6)
+    """Factor of the contrastive loss; at 0 there are neither key encoder nor queue, and a key view is drawn only for
+    terms that want one."""
     dim: int = Field(128, ge=1, le=2**16)
     """Size of the embedding."""
     queue_size: int = Field(65536, ge=1, le=2**26)
@@ -129,11 +135,11 @@ class MoCoConfig(Settings):
 StageWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class MGDConfig(Settings):
+class MatchingConfig(Settings):
     """Matching Guided Distillation; used when there is a teacher."""
 
     weight: float = Field(1e-4, ge=0, le=1e6)
-    """Factor of the distillation loss, which is summed over elements and divided by the batch."""
+    """Factor of the distillation loss, which is summed over elements and divided by the batch; 0 leaves it out."""
     stage_weights: tuple[StageWeight, StageWeight, StageWeight, StageWeight] = (0.125, 0.25, 0.5, 1.0)
     """Factor of each of the four stages; 0 leaves one out."""
     reducer: Literal["amp", "max", "mean", "random_drop", "random_drop_everywhere", "sparse"] = "amp"
@@ -159,6 +165,10 @@ class MGDConfig(Settings):
         return value if value is None else each_once(value)
 
 
+class MGDConfig(MatchingConfig, WeightSettings):
+    """Matching Guided Distillation; used when there is a teacher."""
+
+
 class OptimConfig(Settings):
     """SGD and its schedule."""
 
@@ -176,6 +186,10 @@ class OptimConfig(Settings):
     """Length of the linear warm-up from a thousandth of the peak."""
     lr_schedule: Literal["step", "epoch"] = "step"
     """Warm-up and cosine by step, or by epoch as published."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs from which on the learning rate is another lr_factor lower, in place of the cosine; none: the cosine."""
+    lr_factor: float = Field(0.2, gt=0, lt=1)
+    """Factor at a milestone."""
 
 
 class KNNConfig(Settings):
@@ -207,8 +221,8 @@ class CheckpointConfig(Settings):
 class RuntimeConfig(Settings):
     """Device and speed."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
-    """auto: a GPU when there is one."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
+    """auto: a GPU of NVIDIA or AMD when there is one, else the CPU. mps, Apple's GPU, is taken when it is asked for."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler.
     auto: as the run began; a new one in bfloat16 on a GPU that has it natively, else in float32."""
@@ -225,29 +239,58 @@ class RuntimeConfig(Settings):
     """Steps between two rows of metrics.jsonl."""
 
 
+Mean = Annotated[float, Field(ge=-10, le=10)]
+Deviation = Annotated[float, Field(gt=0, le=10)]
+
+
+def _check_input(of: "PretrainConfig | ClassifyConfig") -> None:
+    if (of.teacher_mean is None) != (of.teacher_std is None):
+        raise ValueError("teacher_mean and teacher_std belong together: give both or none")
+    if of.teacher_mean is not None and of.teacher is None:
+        raise ValueError("teacher_mean and teacher_std are those of a teacher: give one, or leave them out")
+
+
 class PretrainConfig(Settings):
-    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD where one is given."""
+    """Pretrain a student with MoCo v2, guided by a frozen teacher through MGD and other terms where one is given.
+
+    --more-epochs N RUN goes on with a finished run: its settings and last weights, a new schedule of N epochs, the
+    next seed, and a folder of its own (--out).
+    """
 
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
     """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
+    student_weights: Annotated[Path | None, FREE] = None
+    """Checkpoint to begin with, of any kind that a teacher may have (docs/teachers.md); None: random weights. MoCo's
+    projection head is kept where it has the same sizes, else a new one is drawn."""
     teacher: Annotated[Path | None, FREE] = None
-    """Checkpoint of the teacher (MoCo's, ours or its run folder, torchvision's); None: plain MoCo."""
+    """Checkpoint of the teacher, or a folder of a run or from the Hugging Face hub (docs/teachers.md); None: plain
+    MoCo."""
     teacher_arch: str | None = None
-    """Architecture of the teacher; None: told from the shapes in the file."""
+    """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
     teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the teacher in a training step, if that of the training is float32; matching and k-NN see it in float32. auto:
     as the run began; a new one in bfloat16 on a processor that has it natively, where it takes half the time."""
+    teacher_mean: tuple[Mean, Mean, Mean] | None = None
+    """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
+    teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Deviation likewise; both are given or none."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
     data: DataConfig
     moco: MoCoConfig = MoCoConfig()
     mgd: MGDConfig = MGDConfig()
+    terms: TermsConfig = TermsConfig()
     optim: OptimConfig = OptimConfig()
     knn: Annotated[KNNConfig, FREE] = KNNConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _teachers_input(self) -> Self:
+        _check_input(self)
+        return self
 
 
 class LabelledDataConfig(Settings):
@@ -281,7 +324,7 @@ class LabelledDataConfig(Settings):
         return value
 
 
-class GuidanceConfig(MGDConfig):
+class GuidanceConfig(MatchingConfig):
     """Matching Guided Distillation of a classifier; used when there is a teacher. Weight 0 leaves it out."""
 
     matching_every: int = Field(1, ge=1)
@@ -355,9 +398,14 @@ class ClassifyConfig(Settings):
     """Checkpoint to begin with (MoCo's, ours or its run folder, torchvision's); None: random weights. Its classifier is
     kept where it has as many classes, else a new one is drawn."""
     teacher: Annotated[Path | None, FREE] = None
-    """Checkpoint of the teacher; None: plain supervised training."""
+    """Checkpoint of the teacher, or a folder of a run or from the Hugging Face hub (docs/teachers.md); None: plain
+    supervised training."""
     teacher_arch: str | None = None
-    """Architecture of the teacher; None: told from the shapes in the file."""
+    """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
+    teacher_mean: tuple[Mean, Mean, Mean] | None = None
+    """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
+    teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Deviation likewise; both are given or none."""
     num_classes: int | None = Field(None, ge=2, le=2**20)
     """Outputs of the classifier; None: as many as there are classes. 1000 keeps an ImageNet classifier on CUB-200, as
     in the published runs."""
@@ -369,3 +417,8 @@ class ClassifyConfig(Settings):
     optim: SupervisedOptimConfig = SupervisedOptimConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _teachers_input(self) -> Self:
+        _check_input(self)
+        return self

@@ -3,7 +3,6 @@
 import difflib
 import errno
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +76,8 @@ def out_of_files(error: BaseException) -> TrainingError | None:
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
         if number in (errno.EMFILE, errno.ENFILE) or any(words in str(seen) for words in OUT_OF_FILES):
+            import resource  # which Windows does not have
+
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return TrainingError(f"too many files are open (ulimit -n is {limit}): raise it, or lower data.workers")
         seen = seen.__cause__ or seen.__context__

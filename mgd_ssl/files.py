@@ -1,7 +1,6 @@
 """Files that are written whole or not at all, and one sentence for a disk that does not take them."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.posix_locks import locked
 
+PIECE = 2**20  # bytes
 AGAIN = "then run the same command again"
 ELSEWHERE = "or choose another --out"
 PATH_AT_FAULT = {  # what no room on the disk would mend
@@ -179,6 +180,24 @@ class Appended:
         self._file.close()
 
 
+def take_room(file: BinaryIO) -> None:
+    """Make the disk keep room for the whole of a file that may have holes, its content left as it is.
+
+    Raises:
+        OSError: where there is not enough.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, PIECE):  # macOS has nothing of the kind
+        file.seek(start)
+        piece = file.read(min(PIECE, size - start))
+        file.seek(start)
+        file.write(piece)
+    file.flush()
+
+
 NAME = re.compile(r"\.(?P<of>.+)\.\d+\.tmp")  # as `whole_file` calls them
 
 
@@ -191,13 +210,13 @@ def claimed(path: Path) -> BinaryIO:
     while True:
         file = path.open("w+b")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # it is just being swept
+            mine = locked(file)
+        except OSError:  # a file system without locks, where nothing is swept either
+            return file
+        if not mine:  # it is just being swept
             file.close()
             time.sleep(0.01)
             continue
-        except OSError:  # a file system without locks, where nothing is swept either
-            return file
         if path.exists():
             return file
         file.close()
@@ -219,8 +238,8 @@ def sweep(folder: Path, of: str | None = None) -> None:
 
 def _remove_unless_claimed(path: Path) -> None:
     with suppress(OSError), path.open("r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        if locked(file):
+            path.unlink()
 
 
 def sha256_of(path: Path) -> str:

@@ -78,20 +78,24 @@ class ViewPolicy:
         """MoCo v1: grey before the jitter, jitter on every view with a hue shift of up to 0.4, and no blur."""
         return cls(jitter_probability=1.0, hue=0.4, grey_first=True, blur_probability=0.0)
 
+    @classmethod
+    def weak(cls) -> "ViewPolicy":
+        """Crop and flip alone, as SimReg (https://arxiv.org/abs/2201.05131) and CompRess train with."""
+        return cls(jitter_probability=0.0, grey_probability=0.0, blur_probability=0.0)
 
-def draw_view(policy: ViewPolicy, width: int, height: int, *, seed: int, epoch: int, index: int, view: int) -> View:
-    """Parameters of one view of an image, a function of the arguments alone.
 
-    Args:
-        policy: the recipe.
-        width: of the image in pixels.
-        height: of the image in pixels.
-        seed: of the run.
-        epoch: pass over the data, from 0.
-        index: of the sample in the data set.
-        view: 0 for the query view, 1 for the key view.
-    """
-    return place_view(draw_unplaced(policy, seed, epoch, index, view), policy, width, height)
+class ViewKey(NamedTuple):
+    """The address of a view, from which all that is random about it follows."""
+
+    seed: int  # of the run
+    epoch: int  # pass over the data, from 0
+    image: int  # index in the data set
+    view: int  # 0 for the query view, 1 for the key view
+
+
+def draw_view(policy: ViewPolicy, width: int, height: int, key: ViewKey) -> View:
+    """Parameters of one view of an image of `width` x `height` pixels, a function of the arguments alone."""
+    return place_view(draw_unplaced(policy, key), policy, width, height)
 
 
 class Unplaced(NamedTuple):
@@ -101,13 +105,13 @@ class Unplaced(NamedTuple):
     rest: tuple[float, ...]  # the columns of `View` from `flip` on
 
 
-def draw_unplaced(policy: ViewPolicy, seed: int, epoch: int, index: int, view: int) -> Unplaced:
+def draw_unplaced(policy: ViewPolicy, key: ViewKey) -> Unplaced:
     """`draw_view` up to where it needs the image's size; arguments as there.
 
     A batch draws these in one go: between two images to decode it would take several times as long, as the decoder
     drives all this code out of the cache.
     """
-    uniforms = keyed_generator(seed, "view", epoch, index, view).random(4 * CROP_ATTEMPTS + 10).tolist()
+    uniforms = keyed_generator(key.seed, "view", *key[1:]).random(4 * CROP_ATTEMPTS + 10).tolist()
     flip, jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma = uniforms[4 * CROP_ATTEMPTS :]
 
     jittered = jitter < policy.jitter_probability

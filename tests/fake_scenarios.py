@@ -32,10 +32,10 @@ from mgd_ssl.distillation.rematch import rematch
 from mgd_ssl.evaluation import features, validation
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.matching import MatchingStatistics
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone, trunk
 from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method
@@ -175,7 +175,7 @@ def knn_features(watch: Watch, mode: FakeTensorMode) -> None:
     with patch.multiple(features, one_pass=one_pass, _check_finite=over), watch:
         network = trunk(method.moco.encoder_q)
         with suppress(Done):
-            features.extract_features(network, LABELLED, np.arange(2 * BATCH), runtime, image_size=SIZE, reading=ONCE)
+            features.FeatureExtractor(network, runtime, SIZE)(LABELLED, np.arange(2 * BATCH), ONCE)
 
 
 def validating(watch: Watch, mode: FakeTensorMode) -> None:

@@ -9,13 +9,21 @@ import pytest
 from pydantic import ValidationError
 
 from mgd_ssl import config as config_module
+from mgd_ssl import term_settings
 from mgd_ssl.command_line import find_config, load_toml, parse
 from mgd_ssl.config import ClassifyConfig, PretrainConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.settings import defaults, differences, flattened, free_keys, keys_of
+from mgd_ssl.settings import Settings, defaults, differences, flattened, free_keys, keys_of
+from mgd_ssl.tasks.detection import config as detection_config
+from mgd_ssl.tasks.detection.config import DetectConfig
 
 CONFIGS = Path(config_module.__file__).parent / "configs"
-GROUPS = ["data", "moco", "mgd", "optim", "knn", "checkpoint", "runtime"]
+SETTINGS = [
+    name
+    for module in (config_module, term_settings, detection_config)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, Settings)
+]  # classes of settings of whole runs
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -155,32 +163,50 @@ def test_settings_are_frozen() -> None:
         config.optim.lr = 1.0  # type: ignore[misc]
 
 
-def documented_fields() -> dict[str, str]:
-    """Every `Group.field` of config.py with the string that stands below it."""
-    found = {}
-    for node in ast.parse(inspect.getsource(config_module)).body:
-        if not (isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["Settings"]):
+def documented_fields() -> dict[str, dict[str, str]]:
+    """The strings below the fields of every class of config.py and term_settings.py, by class and field."""
+    found: dict[str, dict[str, str]] = {}
+    sources = "".join(inspect.getsource(module) for module in (config_module, term_settings, detection_config))
+    for node in ast.parse(sources).body:
+        if not isinstance(node, ast.ClassDef) or node.name not in SETTINGS:
             continue
+        fields = found[node.name] = {}
         for field, below in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 text = (
                     below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
                 )
-                found[f"{node.name}.{field.target.id}"] = str(text)
+                fields[field.target.id] = str(text)
     return found
 
 
-def test_every_field_has_its_line_in_the_help(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def fields_of(model: type[Settings]) -> dict[str, str]:
+    """Every `Group.field` of a command with the string that stands below it, those of base classes too."""
+    found: dict[str, str] = {}
+    documented = documented_fields()
+    groups = {name: field.annotation for name, field in model.model_fields.items()}
+    inner = [kind for kind in groups.values() if isinstance(kind, type) and issubclass(kind, Settings)]
+    for kind in inner:
+        found |= fields_of(kind)
+    for base in reversed(model.__mro__):
+        for name, text in documented.get(base.__name__, {}).items():
+            if groups.get(name) not in inner:
+                found[f"{model.__name__}.{name}"] = text
+    return found
+
+
+@pytest.mark.parametrize("model", [PretrainConfig, ClassifyConfig, DetectConfig])
+def test_every_field_has_its_line_in_the_help(
+    model: type[Settings], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        parsed("--help")
+        parse(model, ["--help"], "mgd-ssl")
     assert stop.value.code == 0
     letters = "".join(character for character in capsys.readouterr().out if character.isalnum())
-    fields = documented_fields()
+    fields = fields_of(model)
     assert len(fields) > 40
     for name, text in fields.items():
-        if name.removeprefix("PretrainConfig.") in GROUPS:
-            continue
         assert text, f"{name} has no line of documentation"
         first_words = "".join(character for character in " ".join(text.split()[:5]) if character.isalnum())
         assert first_words in letters, name
@@ -189,10 +215,13 @@ def test_every_field_has_its_line_in_the_help(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_packaged_configs_load_and_are_found_by_name(path: Path) -> None:
-    model = PretrainConfig if "moco" in path.read_text() else ClassifyConfig
-    flags = ["--config", str(path), "--out", "run"]
-    sources = ["--data.train", "photos"] + ([] if model is PretrainConfig else ["--data.val", "photos"])
-    assert isinstance(parse(model, [*flags, *sources], "mgd-ssl"), model)
+    models: list[tuple[type[Settings], list[str]]] = [
+        (DetectConfig, ["--data.root", "coco"]),
+        (PretrainConfig, ["--data.train", "photos"]),
+        (ClassifyConfig, ["--data.train", "photos", "--data.val", "photos"]),
+    ]
+    model, sources = models[0 if path.stem.startswith("coco") else 1 if "moco" in path.read_text() else 2]
+    assert isinstance(parse(model, ["--config", str(path), "--out", "run", *sources], "mgd-ssl"), model)
     assert find_config(path.stem) == find_config(f"configs/{path.name}") == path
 
 
@@ -241,7 +270,8 @@ def test_keys_that_only_one_side_has_are_differences() -> None:
 
 def test_what_is_free_to_change_is_what_changes_neither_weights_nor_matching() -> None:
     assert free_keys(PretrainConfig) == [
-        "out", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable", "knn", "checkpoint",
+        "out", "student_weights", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable",
+        "terms.bingo.bags", "knn", "checkpoint",
         "runtime.device", "runtime.compile", "runtime.deterministic", "runtime.threads", "runtime.log_every",
     ]  # fmt: skip
 

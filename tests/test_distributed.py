@@ -19,9 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl import MGD, GuidedMoCo, Interrupted, MatchingStatistics, MoCo, UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
+from mgd_ssl.distillation.bingo import Bingo
+from mgd_ssl.distillation.compress import CompRess
+from mgd_ssl.distillation.disco import DisCo
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.seed import Seed
+from mgd_ssl.distillation.simreg import SimReg
 from mgd_ssl.distillation.term import Seen
+from mgd_ssl.distillation.weighting import Weight
 from mgd_ssl.errors import RankZeroError
 from mgd_ssl.networks.backbones import build_encoder
 from mgd_ssl.run.checkpoint import Checkpoints
@@ -150,6 +156,48 @@ def train_plain() -> dict[str, Any]:
     return {"state": method.state_dict(), "losses": torch.stack(losses)}
 
 
+def terms_method() -> GuidedMoCo:
+    """Every term, one of which rests at times."""
+    torch.manual_seed(0)
+    moco = MoCo(Plain(4, 6), dim=6, queue_size=24, momentum=0.9)
+    terms = {
+        "seed": Seed(6, 24, teacher_temperature=0.1), "disco": DisCo(), "simreg": SimReg(nn.Linear(8, 10)),
+        "compress": CompRess(nn.Linear(8, 10), 10, 16), "bingo": Bingo(6, 24, warm_epochs=1),
+    }  # fmt: skip
+    weights = {
+        "seed": Weight(1.0, balance=0.5), "disco": Weight(1.0, until=1.5), "simreg": Weight(1.0, since=1.0),
+        "compress": Weight(1.0, "linear", until=3.0), "bingo": Weight(0.5),
+    }  # fmt: skip
+    return GuidedMoCo(moco, Guide(moco.encoder_q, (), terms, weights, head="fc"))
+
+
+def train_by_terms() -> dict[str, Any]:
+    """Five steps, two an epoch; every second one measures gradients and how evenly embeddings spread."""
+    method = terms_method()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.05, 0.9)
+    model = method if world_size() == 1 else DistributedDataParallel(method, broadcast_buffers=False)
+    losses, measured = [], []
+    for step in range(5):
+        im_q, im_k, _ = global_batch(step)
+        generator = torch.Generator().manual_seed(100 + step)
+        taught = [[part(torch.randn(8, d, generator=generator)) for d in (6, 10)] for _ in range(3)]
+        query, key, member = (Seen(output=output, feature=feature) for output, feature in taught)
+        query.views, query.epoch, query.share = {"key": key, "member_key": member}, step / 2, 0.3
+        targets = method.guide.prepare(query, step)
+        others = {name: part(im_k + i) for i, name in enumerate(sorted(method.guide.needs(step / 2).student))}
+        method.measuring = step % 2 == 0
+        output = model(part(im_q), part(im_k), targets, step, others)
+        output.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.moco.enqueue(output.carried)
+        method.guide.after_step()
+        losses.append(torch.stack([value.detach() for value in output.losses.values()]))
+        if method.measuring:
+            measured.append(dict(method.measured))
+    return {"state": method.state_dict(), "losses": torch.stack(losses), "measured": measured}
+
+
 def train_with_norms() -> dict[str, Any]:
     """Three steps of networks with BatchNorm: two ranks with a part each, or one process with a batch in two parts."""
     splits = 2 // world_size()
@@ -248,6 +296,7 @@ def all_checks(images: Path, teacher_file: Path, folder: Path) -> dict[str, Any]
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         dist.init_process_group("gloo")
     found["train"] = train_plain()
+    found["terms"] = train_by_terms()
     found["norms"] = train_with_norms()
     if world_size() > 1:
         found["collectives"] = check_collectives()
@@ -323,6 +372,21 @@ def test_weights_and_queue_do_not_depend_on_the_number_of_ranks(found: dict[int,
         assert one.keys() == single.keys()
         for name, value in one.items():
             torch.testing.assert_close(value, single[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_terms_do_not_depend_on_the_number_of_ranks(found: dict[int, list[Any]]) -> None:
+    [single] = (one["terms"] for one in found[1])
+    for one in (one["terms"] for one in found[2]):
+        assert one["state"].keys() == single["state"].keys()
+        for name, value in one["state"].items():
+            torch.testing.assert_close(value, single["state"][name], rtol=1e-5, atol=2e-6, msg=name)
+        for ours, theirs in zip(one["measured"], single["measured"], strict=True):
+            assert ours.keys() == theirs.keys() >= {"gradient_seed", "gradient_disco", "embedding_rank"}
+            for name, value in ours.items():
+                torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-7, msg=name)
+    mean = torch.stack([one["terms"]["losses"] for one in found[2]]).mean(dim=0)
+    torch.testing.assert_close(mean, single["losses"], rtol=1e-5, atol=1e-5)
+    assert (mean == 0).sum() == 2 + 2  # disco in the last two steps, simreg in the first two
 
 
 def test_split_batch_norms_in_one_process_are_those_of_two(found: dict[int, list[Any]]) -> None:

@@ -3,12 +3,13 @@
 import errno
 import os
 import resource
+import sys
 from pathlib import Path
 
 import pytest
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.files import ELSEWHERE, Appended, DiskError, check_place, writing
+from mgd_ssl.files import ELSEWHERE, Appended, DiskError, check_place, take_room, write_whole, writing
 
 
 def told(number: int | None, path: Path, advice: str = "then try", at_start: bool = False) -> tuple[type, str]:
@@ -80,3 +81,26 @@ def test_a_file_goes_on_where_its_folder_is_moved_to(tmp_path: Path) -> None:
     file.append(b"here")
     assert file.size == 4 and (tmp_path / "b" / "file").read_bytes() == b"here"
     file.close()
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_room_is_taken_for_a_file_with_holes(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if system == "darwin":
+        monkeypatch.delattr(os, "posix_fallocate")
+    path, size = tmp_path / "table", 3 * 2**20 + 5
+    with path.open("w+b") as file:
+        file.truncate(size)
+        file.seek(2**20 - 2)
+        file.write(b"four")
+        file.flush()
+        assert os.stat(path).st_blocks * 512 < 2**20
+        take_room(file)
+    assert os.stat(path).st_blocks * 512 >= size
+    assert path.read_bytes() == bytes(2**20 - 2) + b"four" + bytes(size - 2**20 - 2)
+
+
+def test_where_there_are_no_locks_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(UserError, match=r"on Windows, use WSL2$"):
+        write_whole(tmp_path / "file", b"content")
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,9 @@ LAYERS = ["moco", "mgd_ssl", "linear_eval", "launchers"]  # each imports only th
 ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those above it
     ["printable"],
     ["errors"],
+    ["posix_locks"],
     ["files", "settings", "mgd"],
+    ["term_settings"],
     ["config", "command_line", "console"],
     ["run"],
     ["networks", "training"],
@@ -21,6 +23,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["tasks"],
     ["report"],
     ["demo", "bench"],
+    ["doctor"],
     ["commands"],
     ["cli"],
 ]
@@ -117,7 +120,23 @@ def called(*words: str) -> str:
     return f"from mgd_ssl.cli import main\ntry:\n    main({list(words)!r})\nexcept SystemExit:\n    pass"
 
 
-COMMANDS = ["demo", "pretrain", "classify", "linear", "knn", "pack", "launch", "runs", "report", "bench"]
+COMMANDS = [
+    "demo",
+    "pretrain",
+    "classify",
+    "linear",
+    "knn",
+    "pack",
+    "launch",
+    "runs",
+    "report",
+    "bench",
+    "bags",
+    "embed",
+    "export",
+    "teachers",
+    "detect",
+]
 FACES = [["--help"], ["--version"], ["nonsense"], *([name, "--help"] for name in COMMANDS)]
 
 

@@ -10,10 +10,17 @@ import pytest
 from mgd_ssl import GuidedStudent
 from mgd_ssl.command_line import parse
 from mgd_ssl.commands import COMMANDS
-from mgd_ssl.config import PretrainConfig
+from mgd_ssl.config import ClassifyConfig, PretrainConfig
+from mgd_ssl.settings import keys_of
+from mgd_ssl.tasks.detection.config import DetectConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RUNS: dict[str, type[PretrainConfig | ClassifyConfig | DetectConfig]] = {
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+    "detect": DetectConfig,
+}
 CONFIGS = sorted((ROOT / "mgd_ssl" / "configs").glob("*.toml"))
 
 
@@ -30,19 +37,23 @@ def test_python_examples_run() -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Arguments of every `mgd-ssl pretrain` line, continued lines joined."""
+    """Every `mgd-ssl pretrain`, `classify` and `detect` line of a config, continued lines joined."""
     joined = re.sub(r"\\\n[ #]*", " ", text)
-    return [shlex.split(line)[1:] for line in re.findall(r"mgd-ssl (pretrain --config .*)", joined)]
+    lines = re.findall(r"^[ #$]*mgd-ssl ((?:pretrain|classify|detect) --config .*)", joined, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *CONFIGS], ids=lambda path: path.name)
 def test_commands_are_accepted(path: Path) -> None:
     found = commands(path.read_text())
     assert found
-    for args in found:
-        config = parse(PretrainConfig, args, "mgd-ssl pretrain")
-        assert config.out is not None
-        assert config.optim.epochs == 200
+    for command, *args in found:
+        config = parse(RUNS[command], args, f"mgd-ssl {command}")
+        assert config.out.parent == Path("runs")
+        if path in CONFIGS:
+            assert args[1] == path.stem
+        if command == "pretrain":
+            assert isinstance(config, PretrainConfig) and config.optim.epochs in (130, 200)
 
 
 def test_links_lead_to_files() -> None:
@@ -52,16 +63,12 @@ def test_links_lead_to_files() -> None:
 
 
 def test_flags_in_the_docs_exist() -> None:
-    known = {f"--{key.replace('_', '-')}" for key in all_keys()} | {"--config", "--out", "--help"}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for flag in re.findall(r"(?<![\w-])--(?:data|moco|mgd|optim|knn|checkpoint|runtime)\.[\w-]+", page.read_text()):
+    keys = [key for model in RUNS.values() for key in keys_of(model)]
+    known = {f"--{key.replace('_', '-')}" for key in keys}
+    groups = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key}))
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONFIGS]:
+        for flag in re.findall(rf"(?<![\w-])--(?:{groups})\.[\w-]+", page.read_text()):
             assert flag in known, f"{page.name}: {flag}"
-
-
-def all_keys() -> list[str]:
-    from mgd_ssl.settings import keys_of
-
-    return keys_of(PretrainConfig)
 
 
 def test_configs_are_part_of_the_package() -> None:

@@ -7,7 +7,7 @@ import copy
 import math
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,28 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mgd_ssl import TrainingError, UserError, pretrain
-from mgd_ssl.config import PretrainConfig, RuntimeConfig
-from mgd_ssl.data.samples import PretrainBatch
+from mgd_ssl.config import DEVIATION, MEAN, DataConfig, PretrainConfig, RuntimeConfig
+from mgd_ssl.data.samples import PretrainBatch, view_policy
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation import knn
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.networks.low_precision import HalfTeacher
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
+from mgd_ssl.tasks.beginning import begin
 from mgd_ssl.tasks.pretraining import Pretraining
+from mgd_ssl.tasks.teachers import load_teacher
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
-from moco import View
+from moco import View, ViewKey, ViewPolicy, draw_view
 from tests.conftest import write_images
 from tests.runs import rows, stepper_for, steps_saved, tiny, trained_teacher
+from tests.term_cases import CASES as TERM_CASES
+from tests.term_cases import TermRuns, term_runs
 
 CONSTANT_MARGIN = -math.sqrt(2 / math.pi)
 
@@ -280,6 +283,47 @@ def teacher_arch(run: Runs) -> None:
 
 
 @case
+def teacher_mean(run: Runs) -> None:
+    """The teacher sees what it would see if its pixels were normalised so."""
+    _teacher_input(run, (0.2, 0.3, 0.4), DEVIATION)
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std belong together"):
+        PretrainConfig(**tiny(run.images, run.folder / "x", teacher=run.teacher, teacher_mean=(0.5, 0.5, 0.5)))
+
+
+@case
+def teacher_std(run: Runs) -> None:
+    _teacher_input(run, MEAN, (0.5, 0.6, 0.7))
+    with pytest.raises(ValueError, match="those of a teacher: give one, or leave them out"):
+        PretrainConfig(**tiny(run.images, run.folder / "x", teacher_mean=MEAN, teacher_std=DEVIATION))
+
+
+def _teacher_input(run: Runs, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    config = PretrainConfig(
+        **tiny(run.images, run.folder / "x", teacher=run.teacher, teacher_mean=mean, teacher_std=std)
+    )
+    network, pixels = load_teacher(config), torch.rand(2, 3, 32, 32)
+    usual = run("plain").first.teacher
+    assert network is not None and usual is not None
+
+    def normalised(by: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+        return (pixels - torch.tensor(by).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+
+    found, expected = network(normalised(MEAN, DEVIATION)), usual(normalised(mean, std))
+    torch.testing.assert_close(found[3], expected[3], rtol=1e-2, atol=1e-3)
+    assert (found[3] - usual(normalised(MEAN, DEVIATION))[3]).abs().max() > 0.01
+
+
+@case
+def student_weights(run: Runs) -> None:
+    state = build_backbone("thin_resnet10", 1).state_dict()
+    own = {name: value + 0.25 for name, value in state.items() if value.is_floating_point()}
+    torch.save(own, run.folder / "begin.pth")
+    config = PretrainConfig(**tiny(run.images, run.folder / "x", student_weights=run.folder / "begin.pth"))
+    begun = begin(config).encoder.state_dict()
+    assert all(torch.equal(begun[name], own[name]) for name in own if not name.startswith("fc."))
+
+
+@case
 def seed(run: Runs) -> None:
     """The weights, the queue and the views of two seeds differ; those of one seed do not."""
     states = []
@@ -321,6 +365,9 @@ def data_recipe(run: Runs) -> None:
     v1, v2 = view_rows(run("other")), view_rows(run("odd"))
     assert set(v1["grey"]) == {0, 2} and not v1["sigma"].any() and np.abs(v1["hue"]).max() > 0.2
     assert set(v2["grey"]) == {0, 1} and v2["sigma"].any() and np.abs(v2["hue"]).max() < 0.101
+    weak = draw_view(ViewPolicy.weak(), 40, 36, ViewKey(0, 0, 0, 0))
+    assert (weak.brightness, weak.contrast, weak.saturation, weak.hue, weak.grey, weak.sigma) == (1, 1, 1, 0, 0, 0)
+    assert view_policy(DataConfig(train=Path("x"), recipe="weak")) == replace(ViewPolicy.weak(), scale=(0.2, 1.0))
 
 
 @case
@@ -616,7 +663,7 @@ def teacher_precision(run: Runs) -> None:
     for wanted in ("float32", "bfloat16"):
         settings = tiny(run.images, run.folder / f"teacher in {wanted}", teacher=run.teacher, teacher_precision=wanted)
         stepper, batches = stepper_for(settings, 1)
-        (_, _, targets, _) = stepper.task.inputs(batches[0], 0)
+        (_, _, targets, *_) = stepper.task.inputs(batches[0], 0)
         maps[wanted] = [target.map for target in targets["mgd"]]
     assert {each.dtype for each in maps["float32"]} == {torch.float32}
     assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
@@ -641,8 +688,8 @@ def runtime_deterministic(run: Runs) -> None:
 @case
 def runtime_compile(run: Runs) -> None:
     task = run("other").first
-    assert task.teacher is not None and task.mgd is not None and isinstance(task.in_step, HalfTeacher)
-    teachers = [task.teacher.backbone, task.in_step.teacher.backbone]  # in float32 for matching, and as in training
+    assert task.teacher is not None and task.mgd is not None and task.in_step is not None
+    teachers = [task.teacher.backbone, task.in_step.backbone]  # in float32 for matching, and as in training
     wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, *teachers, task.mgd]
     assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
@@ -658,8 +705,19 @@ def runtime_log_every(run: Runs) -> None:
     assert [row["step"] for row in rows(run("odd").out) if row["kind"] == "train"] == [3, 6, 8]
 
 
+@pytest.fixture(scope="module")
+def by_terms(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, run: Runs) -> TermRuns:
+    checkpoint = max((run.teacher.parent / "checkpoints").glob("*.pt"))
+    return term_runs(tmp_path_factory.mktemp("terms"), image_folder, checkpoint)
+
+
+@pytest.mark.parametrize("key", TERM_CASES)
+def test_setting_of_a_term_reaches_what_it_sets(key: str, by_terms: TermRuns) -> None:
+    TERM_CASES[key](by_terms)
+
+
 def test_settings_and_cases_are_the_same() -> None:
-    assert sorted(CASES) == sorted(leaves(PretrainConfig)), "add a case for every new setting, above"
+    assert sorted([*CASES, *TERM_CASES]) == sorted(leaves(PretrainConfig)), "add a case for every new setting, above"
 
 
 @pytest.mark.parametrize("key", CASES)

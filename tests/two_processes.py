@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from mgd_ssl.data.sources import Labelled, open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import features as features_module
 from mgd_ssl.evaluation.accuracy import Accuracy
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.evaluation.config import EmbedConfig
+from mgd_ssl.evaluation.embedding import embed
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.evaluation.knn import knn_accuracies
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
 
@@ -34,7 +37,7 @@ def everything(folder: Path, counts: Sequence[int]) -> tuple[list[Features], dic
     """Features of the first images, for some counts, and k-NN of the last on the first."""
     images = on_rank_zero(lambda: open_images(folder))
     labelled, four = Labelled(images, images.labels()[0]), Reading(batch_size=4)
-    found = [extract_features(Pixels(), labelled, np.arange(n), CPU, image_size=32, reading=four) for n in counts]
+    found = [FeatureExtractor(Pixels(), CPU, 32)(labelled, np.arange(n), four) for n in counts]
     return found, knn_accuracies(found[0], found[-1], [1, 5, 20], [0.07, 0.5])
 
 
@@ -51,7 +54,7 @@ def broken(folder: Path) -> str:
     labelled = Labelled(images, images.labels()[0])
     limit = -float("inf")  # all of them
     with pytest.raises(UserError) as caught:
-        extract_features(Broken(), labelled, np.arange(3, 7), CPU, image_size=32)
+        FeatureExtractor(Broken(), CPU, 32)(labelled, np.arange(3, 7))
     return str(caught.value)
 
 
@@ -66,3 +69,10 @@ def rank_of_two(rank: int, folder: Path, out: Path) -> None:
         dist.destroy_process_group()
     content = [([f.values.tolist(), f.labels.tolist()]) for f in found], list(accuracies.items()), sentence
     (out / f"{rank}.json").write_text(json.dumps(content))
+
+
+def embed_as_rank_of_two(rank: int, settings: dict[str, Any], folder: Path) -> None:
+    """Rank 0 and 1 of `mgd-ssl embed`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    embed(EmbedConfig(**settings))
+    dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """What it costs to hand views from a data worker to the training process."""
 
-import resource
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -62,5 +61,7 @@ def _hand_over(dataset: Copied, ring: bool, num_batches: int) -> None:
 
 def _spent() -> float:
     """A clock: CPU seconds of this process and of its workers that have ended."""
+    import resource  # which Windows does not have
+
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

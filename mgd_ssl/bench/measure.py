@@ -1,6 +1,5 @@
 """What `mgd-ssl bench` measures of this machine: step, memory, views."""
 
-import os
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +14,7 @@ from mgd_ssl.bench.views import Stages, stage_costs
 from mgd_ssl.data.samples import chosen_backend
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.mgd.matching import assign
-from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.run.runtime import Runtime, cores_here, process
 from moco import ViewPolicy
 
 
@@ -27,7 +26,7 @@ def views(config: BenchConfig) -> dict[str, Any]:
         "stages": {name: asdict(cost) for name, cost in costs.items()},
         "handover_us": ring,
         "handover_fresh_memory_us": fresh,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores_here(),
     }
     with process(config.runtime) as runtime:
         result["backend"] = chosen_backend("auto", runtime.device)

@@ -46,6 +46,11 @@ def _peak_here(make: Make, config: StepConfig) -> Peak:
 
 
 def _peak_resident_mb() -> float:
-    """VmHWM of this process; ru_maxrss would start from its parent's."""
-    status = Path("/proc/self/status").read_text()
+    """VmHWM of this process; ru_maxrss, all that other systems have, would start from its parent's."""
+    status_file = Path("/proc/self/status")
+    if not status_file.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of macOS, in bytes
+    status = status_file.read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024

@@ -4,21 +4,22 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgd_ssl.bench.config import StepConfig
 from mgd_ssl.bench.timing import Work
-from mgd_ssl.config import DataConfig, MoCoConfig, OptimConfig, PretrainConfig
+from mgd_ssl.config import DataConfig, MGDConfig, MoCoConfig, OptimConfig, PretrainConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
-from mgd_ssl.networks.backbones import build_backbone, build_encoder
+from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_width, set_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.term_settings import TermsConfig
 from mgd_ssl.training.task import StepOutput
-from moco import ViewPolicy, draw_view
+from moco import ViewKey, ViewPolicy, draw_view, projection_head
 
 
 class Step:
@@ -30,27 +31,22 @@ class Step:
     """
 
     def __init__(self, config: StepConfig, runtime: Runtime) -> None:
-        self.config = pretrain_config = PretrainConfig(
-            student=config.student,
-            teacher_precision=config.teacher_precision,
-            out=Path("none"),
-            data=DataConfig(train=Path("none"), image_size=config.image_size),
-            moco=MoCoConfig(queue_size=config.queue_size),
-            optim=OptimConfig(batch_size=config.batch_size, epochs=1),
-            runtime=settled(config.runtime, runtime, WORTH_COMPILING),
-        )
+        self.config = settings_of(config, runtime)
         torch.manual_seed(0)
-        teacher = Teacher(build_backbone(config.teacher))
-        method = build_method(pretrain_config, teacher)
+        backbone = build_backbone(config.teacher)
+        width = feature_width(backbone)
+        set_head(backbone, nn.Identity())
+        teacher = Teacher(backbone, head=projection_head(width, self.config.moco.dim))
+        method = build_method(self.config, teacher)
         teacher.fold()
         for module in (method, teacher):
             module.to(runtime.device).to(memory_format=runtime.memory_format)
         with tempfile.TemporaryDirectory() as folder:
             images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
-            self.task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
-        assert self.task.mgd is not None
-        self.task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in self.task.mgd.assignments])
-        self.update = update_of(pretrain_config, self.task)
+            self.task = Pretraining(self.config, method, teacher, images, Session(Path(folder), 1, runtime))
+        if (mgd := self.task.mgd) is not None:
+            mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in mgd.assignments])
+        self.update = update_of(self.config, self.task)
         method.train()
         self.batch = random_batch(config, runtime.device)
 
@@ -76,8 +72,24 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
     return Step(config, runtime)
 
 
+def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
+    """Of a run whose step it is."""
+    terms = TermsConfig(**{name: {"weight": 1.0} for name in config.terms if name != "mgd"})
+    return PretrainConfig(
+        student=config.student,
+        teacher_precision=config.teacher_precision,
+        out=Path("none"),
+        data=DataConfig(train=Path("none"), image_size=config.image_size),
+        moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
+        mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
+        terms=terms,
+        optim=OptimConfig(batch_size=config.batch_size, epochs=1),
+        runtime=settled(config.runtime, runtime, WORTH_COMPILING),
+    )
+
+
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
-    """Teacher forward, key forward, query forward and backward, and nothing around them."""
+    """Teacher forward, key forward, query forward and backward, and nothing around them; disco sees both views."""
     config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
@@ -92,8 +104,13 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
         with runtime.autocast():
             with torch.no_grad():
                 teacher(im_q)
-                key(im_k)
+                if config.contrast:
+                    key(im_k)
+                if "disco" in config.terms:
+                    teacher(im_k)
             loss = query(im_q).float().sum()
+            if "disco" in config.terms:
+                loss = loss + query(im_k).float().sum()
         loss.backward()
         query.zero_grad(set_to_none=True)
 
@@ -104,7 +121,7 @@ def view_rows(num_images: int) -> Tensor:
     """Parameters of both views of a batch, [2, N, 15]."""
     return torch.tensor(
         [
-            [draw_view(ViewPolicy(), 500, 375, seed=0, epoch=0, index=i, view=v) for i in range(num_images)]
+            [draw_view(ViewPolicy(), 500, 375, ViewKey(seed=0, epoch=0, image=i, view=v)) for i in range(num_images)]
             for v in range(2)
         ]
     )

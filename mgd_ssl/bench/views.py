@@ -20,7 +20,7 @@ from mgd_ssl.data.decode import decode, decode_pixels
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import Backend, TwoViews
 from mgd_ssl.data.views_cpu import Pixels, cut_view, finish_view
-from moco import ViewPolicy, draw_view, render_view
+from moco import ViewKey, ViewPolicy, draw_view, render_view
 
 NUM_IMAGES = 20  # a stage handles all of them before it is the next one's turn
 POLICY = ViewPolicy()
@@ -85,7 +85,7 @@ class Stages:
         self.images = [decode(file) for file in self.files]
         self.pixels = [decode_pixels(file) for file in self.files]
         self.views = [
-            [draw_view(POLICY, *image.size, seed=0, epoch=0, index=i, view=v) for v in range(2)]
+            [draw_view(POLICY, *image.size, ViewKey(seed=0, epoch=0, image=i, view=v)) for v in range(2)]
             for i, image in enumerate(self.images)
         ]
         self.cut: Pixels = np.zeros((NUM_IMAGES, 2, size, size, 3), np.uint8)

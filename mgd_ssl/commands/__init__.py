@@ -28,11 +28,29 @@ COMMANDS = {
         "train a classifier on labelled images, guided by a teacher through MGD and KD",
         True,
     ),
+    "detect": Command(
+        "mgd_ssl.commands.detect",
+        "train a detector on COCO's format, guided by a teacher through MGD; evaluate one",
+        True,
+    ),
     "linear": Command(
         "linear_eval.command", "linear classifiers on a frozen backbone, by published protocols or a search", True
     ),
     "knn": Command("mgd_ssl.commands.knn", "k-NN accuracy of a trained backbone on a labelled folder", True),
+    "embed": Command(
+        "mgd_ssl.commands.embed",
+        "write the features of all images of a source to a file, and search it by an image",
+        True,
+    ),
+    "export": Command(
+        "mgd_ssl.commands.export", "write a network for torchvision, timm, ONNX, ..., load it back there and compare"
+    ),
+    "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
+    "bags": Command("mgd_ssl.commands.bags", "find the images a teacher holds for alike, for the term bingo"),
+    "doctor": Command(
+        "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
+    ),
     "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),

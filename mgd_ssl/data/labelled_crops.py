@@ -13,7 +13,7 @@ from mgd_ssl.data.images import Images, Noted, Unreadable
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import Samples, Space
 from mgd_ssl.data.views_cpu import cut_view
-from moco import ViewPolicy, draw_unplaced, place_view
+from moco import ViewKey, ViewPolicy, draw_unplaced, place_view
 
 
 class LabelledBatch(NamedTuple):
@@ -56,7 +56,7 @@ class RandomCrops(Samples, Dataset[LabelledBatch]):
         for i, key in enumerate(keys):
             image, used = self.load(key[1], noted, decode_pixels_told)
             height, width = image.shape[:2]
-            view = place_view(draw_unplaced(self.policy, self.seed, *key, 0), self.policy, width, height)
+            view = place_view(draw_unplaced(self.policy, ViewKey(self.seed, *key, 0)), self.policy, width, height)
             cut_view(image, view, crops[i])
             space.rows[0, i] = int(self.labels[used])
         return noted

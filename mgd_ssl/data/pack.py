@@ -1,7 +1,6 @@
 """`mgd-ssl pack`: images rewritten once into tar shards of WebDataset's layout, with the index that opens them."""
 
 import json
-import os
 import signal
 import tarfile
 import zlib
@@ -31,6 +30,7 @@ from mgd_ssl.files import whole_file, write_whole, writing
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_folder
 from mgd_ssl.run.log import logger
+from mgd_ssl.run.runtime import cores_here
 from mgd_ssl.run.stop import StopRequest
 from mgd_ssl.settings import differences
 
@@ -126,7 +126,7 @@ class Packer:
     def run(self) -> PackResult:
         """Write what is missing, then the index."""
         keys = Keys(self.images, self.labels, self.classes)
-        workers = len(os.sched_getaffinity(0)) if self.config.workers is None else self.config.workers
+        workers = cores_here() if self.config.workers is None else self.config.workers
         done = [number for number in range(self.count) if self._is_done(number)]
         todo = sorted(set(range(self.count)) - set(done))
         self.left_out = sum(len(self._skipped(number)) for number in done)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from mgd_ssl.data.decode import decode_pixels_told, decode_told
 from mgd_ssl.data.images import Images, Noted, Unreadable
 from mgd_ssl.data.views_cpu import Pixels, cut_view, render_view_fast
 from mgd_ssl.errors import UserError, out_of_files
-from moco import View, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
+from moco import View, ViewKey, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
 from moco.keyed import keyed_generator
 
 STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
@@ -35,12 +35,18 @@ Decoder = Callable[[bytes, Decoding], tuple[T, bool]]  # a file's pixels, and wh
 
 
 class PretrainBatch(NamedTuple):
-    """Two views of every image."""
+    """Views of every image, mostly two."""
 
     im_q: Tensor  # [N, H, W, 3] uint8
-    im_k: Tensor  # [N, H, W, 3] uint8
+    im_k: Tensor  # [N, H, W, 3] uint8; empty where nothing looks at key views
     unreadable: list[Unreadable]
-    rows: Tensor | None = None  # [2, N, 15], the rows of `View` by which the device has yet to finish both
+    rows: Tensor | None = None  # [V, N, 15], the rows of `View` by which the device has yet to finish all
+    others: tuple[Tensor, ...] = ()  # [N, H, W, 3] uint8: the views of another image of the same bag
+
+    @property
+    def views(self) -> list[Tensor]:
+        """All of them, in the order of the rows."""
+        return [view for view in (self.im_q, self.im_k, *self.others) if len(view)]
 
 
 class EvalBatch(NamedTuple):
@@ -94,6 +100,14 @@ class Samples:
         )
 
 
+class Companions(Protocol):
+    """What tells another image of the same bag."""
+
+    def member(self, epoch: int, index: int) -> int:
+        """Its index, a function of the arguments and of the run's seed."""
+        ...
+
+
 class TwoViews(Samples, Dataset[PretrainBatch]):
     """Query and key view of each image, addressed by (epoch, index).
 
@@ -103,13 +117,23 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         size: edge of a view in pixels.
         seed: of the run.
         backend: what renders them: PIL, this core's fast way, or that for the geometry and the device for the rest.
+
+    `alone` leaves the key view out; `bags` adds two views of another image (see `Companions`).
     """
+
+    alone = False
+    bags: Companions | None = None
 
     def __init__(
         self, images: Images, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
     ) -> None:
         super().__init__(images, seed)
         self.policy, self.size, self.backend = policy, size, backend
+
+    @property
+    def num_views(self) -> int:
+        """V of every sample."""
+        return 4 if self.bags is not None else 1 if self.alone else 2
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> PretrainBatch:
         """A batch; the loader calls this once with all keys of the batch."""
@@ -118,24 +142,32 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
 
     def space(self, num_images: int) -> "Space":
         """Memory for a batch."""
-        views = torch.empty((2, num_images, self.size, self.size, 3), dtype=torch.uint8)
-        return Space(views, torch.empty((2, num_images, len(View._fields))))
+        views = torch.empty((self.num_views, num_images, self.size, self.size, 3), dtype=torch.uint8)
+        return Space(views, torch.empty((self.num_views, num_images, len(View._fields))))
 
     def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
         """Write the views of a batch; what there is to tell of its files is returned."""
         how: Decoder[Image.Image | Pixels] = decode_told if self.backend == "reference" else decode_pixels_told
         out, table = space.views.numpy(), list[list[View]]()
-        unplaced = [[draw_unplaced(self.policy, self.seed, *key, v) for v in range(2)] for key in keys]
+        views = range(self.num_views)
+        unplaced = [[draw_unplaced(self.policy, ViewKey(self.seed, *key, v)) for v in views] for key in keys]
         noted = Noted()
-        for i, (_, index) in enumerate(keys):
-            image: Image.Image | Pixels = self.load(index, noted, how)[0]  # once for both views
-            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-            pair = [place_view(each, self.policy, width, height) for each in unplaced[i]]
-            for v, view in enumerate(pair):
-                self.render(image, view, out[v, i])
-            table.append(pair)
+        for i, key in enumerate(keys):
+            placed: list[View] = []
+            for index in self.sources(*key):
+                image: Image.Image | Pixels = self.load(index, noted, how)[0]  # once for both of its views
+                width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+                for each in unplaced[i][len(placed) : len(placed) + 2]:
+                    view = place_view(each, self.policy, width, height)
+                    self.render(image, view, out[len(placed), i])
+                    placed.append(view)
+            table.append(placed)
         space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
         return noted
+
+    def sources(self, epoch: int, index: int) -> list[int]:
+        """Images that the views are of, two of each."""
+        return [index] if self.bags is None else [index, self.bags.member(epoch, index)]
 
     def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:
         """One view, or its geometric part where the device does the rest: [size, size, 3]."""
@@ -148,15 +180,16 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
 
     def batch(self, space: "Space", unreadable: list[Unreadable]) -> PretrainBatch:
         """What `fill` has written, in place."""
-        im_q, im_k = space.views
-        return PretrainBatch(im_q, im_k, unreadable, space.rows if self.backend == "device" else None)
+        im_q, *more = space.views
+        rows = space.rows if self.backend == "device" else None
+        return PretrainBatch(im_q, more[0] if more else im_q[:0], unreadable, rows, tuple(more[1:]))
 
 
 class Space(NamedTuple):
-    """Memory of a batch of view pairs."""
+    """Memory of a batch of views."""
 
-    views: Tensor  # [2, N, H, W, 3] uint8
-    rows: Tensor  # [2, N, 15]
+    views: Tensor  # [V, N, H, W, 3] uint8
+    rows: Tensor  # [V, N, 15]
 
 
 CROP_VERSION = 1  # to be raised when the pixels of `CentreCrops` change; caches of features hold it
@@ -214,7 +247,7 @@ def decoding_as_in(run: Path | None, background: str | None, max_pixels: int | N
 
 def view_policy(config: DataConfig) -> ViewPolicy:
     """Distribution of the views a configuration asks for."""
-    recipe = ViewPolicy.v1() if config.recipe == "v1" else ViewPolicy()
+    recipe = {"v1": ViewPolicy.v1, "v2": ViewPolicy, "weak": ViewPolicy.weak}[config.recipe]()
     return replace(recipe, scale=config.crop_scale, blur_sigma=config.blur_sigma)
 
 
@@ -235,7 +268,7 @@ class RandomCrops(Samples, Dataset[EvalBatch]):
         used, noted = [], Noted()
         for row, (epoch, index) in enumerate(keys):
             image, where = self.decode(index, noted)
-            view = draw_view(CROP_AND_FLIP, *image.size, seed=self.seed, epoch=epoch, index=index, view=0)
+            view = draw_view(CROP_AND_FLIP, *image.size, ViewKey(seed=self.seed, epoch=epoch, image=index, view=0))
             crops[row] = np.asarray(render_view(image, view, self.size))
             used.append(where)
         return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)

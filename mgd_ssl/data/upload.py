@@ -3,12 +3,10 @@
 import torch
 from torch import Tensor
 
+from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.data.samples import PretrainBatch
 from mgd_ssl.data.views_device import Finishing
 from mgd_ssl.run.runtime import Runtime
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as in MoCo
-DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Upload:
@@ -31,9 +29,9 @@ class Upload:
         self.finished = Finishing(max_sigma, compiled=on_gpu, last=self.as_trained_on)
 
     def views(self, batch: PretrainBatch) -> list[Tensor]:
-        """Normalised query and key views [N, 3, H, W] in the training's precision; their colours are done here if the
+        """Normalised views [N, 3, H, W], query first, in the training's precision; their colours are done here if the
         workers left them."""
-        views = [self._to_device(pixels) for pixels in (batch.im_q, batch.im_k)]
+        views = [self._to_device(pixels) for pixels in batch.views]
         if batch.rows is None:
             return [self.as_trained_on(pixels) for pixels in views]
         rows = self._to_device(batch.rows)

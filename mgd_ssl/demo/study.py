@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from mgd_ssl.demo.config import DemoConfig
 from mgd_ssl.demo.results import draw, summarised, write_tables
-from mgd_ssl.demo.textures import SPLITS, TEXTURES, make_image_set
+from mgd_ssl.demo.textures import SPLITS, TEXTURES, ImageSet
 from mgd_ssl.files import ELSEWHERE, writing
 from mgd_ssl.printable import printable
 from mgd_ssl.report.page import write_report
@@ -65,32 +66,42 @@ def one_seed(config: DemoConfig, seed: int, device: str, console: Console) -> It
     teacher_epochs, student_lengths = (40, (5, 20)) if config.full else (12, (5,))
     folder = config.out / "runs" / f"{'full' if config.full else 'short'}_seed{seed}"
 
-    def run(name: str, arch: str, epochs: int, teacher: Path | None, title: str) -> Path:
-        console.print(f"[bold]{title}[/bold]", highlight=False)
-        pretrain(**settings(images, folder / name, arch, epochs, teacher, seed, device))
-        return folder / name
-
-    yield run(
-        "teacher", teacher_arch, teacher_epochs, None, f"Teacher: {teacher_arch}, MoCo v2, {teacher_epochs} epochs"
-    )
     encoder = folder / "teacher" / "encoder.pt"
+    entrants = [Entrant("teacher", teacher_arch, teacher_epochs)]
     for epochs in student_lengths:
-        yield run(f"moco_{epochs}", student_arch, epochs, None, f"Student: {student_arch}, MoCo v2, {epochs} epochs")
-        yield run(
-            f"mgd_{epochs}", student_arch, epochs, encoder, f"Student: {student_arch}, MoCo v2 + MGD, {epochs} epochs"
-        )
+        entrants.append(Entrant(f"moco_{epochs}", student_arch, epochs))
+        entrants.append(Entrant(f"mgd_{epochs}", student_arch, epochs, encoder))
+    for entrant in entrants:
+        console.print(f"[bold]{entrant.title}[/bold]", highlight=False)
+        pretrain(**settings(entrant, images, folder, seed, device))
+        yield folder / entrant.name
 
 
-def settings(
-    images: Path, out: Path, arch: str, epochs: int, teacher: Path | None, seed: int, device: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entrant:
+    """A network of the study."""
+
+    name: str  # of its folder
+    arch: str
+    epochs: int
+    teacher: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """Said before it is trained."""
+        role = "Teacher" if self.name == "teacher" else "Student"
+        method = "MoCo v2" if self.teacher is None else "MoCo v2 + MGD"
+        return f"{role}: {self.arch}, {method}, {self.epochs} epochs"
+
+
+def settings(entrant: Entrant, images: Path, folder: Path, seed: int, device: str) -> dict[str, Any]:
     """Settings of one run. Short runs on few images want a short queue: with batch 32 its oldest keys are 8 steps
     old, where stale keys would tell the encoder of now from that of then (docs/demo.md has what was tried)."""
-    size = IMAGE_SIZE[device]
+    size, epochs = IMAGE_SIZE[device], entrant.epochs
     return {
-        "out": out,
-        "student": arch,
-        "teacher": teacher,
+        "out": folder / entrant.name,
+        "student": entrant.arch,
+        "teacher": entrant.teacher,
         "seed": seed,
         "data": {"train": images / "train", "image_size": size, "blur_sigma": (0.1 * size / 224, 2.0 * size / 224)},
         "moco": {"queue_size": 256, "momentum": 0.99, "temperature": 0.1},
@@ -107,7 +118,7 @@ def image_set(folder: Path, seed: int, size: int, console: Console) -> Path:
         half = folder.with_name(f"{folder.name}.half")
         shutil.rmtree(half, ignore_errors=True)
         with writing(folder, ELSEWHERE, at_start=True):
-            make_image_set(half, seed, len(TEXTURES), TRAIN_PER_CLASS, VAL_PER_CLASS, size)
+            ImageSet(seed, len(TEXTURES), TRAIN_PER_CLASS, VAL_PER_CLASS, size).write(half)
             half.rename(folder)
         count = sum(1 for split in SPLITS for _ in (folder / split).rglob("*.jpg"))
         console.print(f"{count} images of {len(TEXTURES)} classes in {escape(printable(folder))}", highlight=False)

@@ -18,6 +18,7 @@ order in which it is made, nor on how many images are asked for.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,34 +215,31 @@ def make_image(texture: Texture, size: int, rng: np.random.Generator) -> NDArray
     return image
 
 
-def make_image_set(
-    folder: Path,
-    seed: int = 0,
-    classes: int = 16,
-    train_per_class: int = 150,
-    val_per_class: int = 50,
-    size: int = 48,
-) -> None:
-    """Write train/<class>/*.jpg and val/<class>/*.jpg below a folder, the same files for the same seed.
-
-    Args:
-        folder: made if missing.
-        seed: of the set.
-        classes: how many texture families.
-        train_per_class: training images of each.
-        val_per_class: validation images of each.
-        size: edge of an image in pixels.
+@dataclass(frozen=True)
+class ImageSet:
+    """An image set, the same files for the same values.
 
     Raises:
         ValueError: for a number of classes there are no textures for.
     """
-    if not 2 <= classes <= len(TEXTURES):
-        raise ValueError(f"classes must be from 2 to {len(TEXTURES)}, got {classes}")
-    for split, per_class in enumerate((train_per_class, val_per_class)):
-        for label, texture in enumerate(TEXTURES[:classes]):
-            place = folder / SPLITS[split] / texture.__name__
-            place.mkdir(parents=True, exist_ok=True)
-            for index in range(per_class):
-                rng = np.random.default_rng((seed, split, label, index))
-                image = Image.fromarray(make_image(texture, size, rng))
-                image.save(place / f"{index:05d}.jpg", quality=JPEG_QUALITY)
+
+    seed: int = 0
+    classes: int = 16  # texture families
+    train_per_class: int = 150  # images
+    val_per_class: int = 50  # images
+    size: int = 48  # edge of an image in pixels
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= len(TEXTURES):
+            raise ValueError(f"classes must be from 2 to {len(TEXTURES)}, got {self.classes}")
+
+    def write(self, folder: Path) -> None:
+        """Write train/<class>/*.jpg and val/<class>/*.jpg below a folder, which is made if missing."""
+        for split, per_class in enumerate((self.train_per_class, self.val_per_class)):
+            for label, texture in enumerate(TEXTURES[: self.classes]):
+                place = folder / SPLITS[split] / texture.__name__
+                place.mkdir(parents=True, exist_ok=True)
+                for index in range(per_class):
+                    rng = np.random.default_rng((self.seed, split, label, index))
+                    image = Image.fromarray(make_image(texture, self.size, rng))
+                    image.save(place / f"{index:05d}.jpg", quality=JPEG_QUALITY)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.distillation.term import Seen
+from mgd_ssl.distillation.term import Needs, Seen
 
 
 class LogitDistillation(nn.Module):
@@ -15,6 +15,8 @@ class LogitDistillation(nn.Module):
     Args:
         temperature: T, by which both networks' logits are divided.
     """
+
+    needs = Needs()
 
     def __init__(self, temperature: float = 1.5) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.distillation.term import Seen
+from mgd_ssl.distillation.term import Needs, Seen
 from mgd_ssl.mgd.mgd import MGD, Target
 from moco.keyed import keyed_seed
 
@@ -17,6 +17,8 @@ class MatchedMaps(nn.Module):
         mgd: assignments, margins and norms.
         seed: of the run, for reducers that draw.
     """
+
+    needs = Needs(maps=True)
 
     def __init__(self, mgd: MGD, seed: int = 0) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,17 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from moco.dist import broadcast, sum_over_ranks
 
-Maps = Callable[[Tensor], list[Tensor]]  # images [N, 3, H, W] -> pre-ReLU maps [N, C, H, W] of every stage
+Batch = TypeVar("Batch")  # images [N, 3, H, W], or whatever both networks' maps are taken of
+Maps = Callable[[Batch], list[Tensor]]  # a batch -> pre-ReLU maps [N, C, H, W] of every stage
 
 
 @torch.no_grad()
 def rematch(
-    mgd: MGD, student: Maps, teacher: Maps, images: Iterable[Tensor], measure_margins: bool = False
+    mgd: MGD,
+    student: Maps[Batch],
+    teacher: Maps[Batch],
+    images: Iterable[Batch],
+    measure_margins: bool = False,
 ) -> tuple[list[StageMatch], list[Tensor]]:
     """Match the student's channels anew; the same assignments end on every rank.
 
@@ -35,7 +40,7 @@ def rematch(
         mgd: whose assignments (and margins, if measured) are overwritten.
         student: its maps, in eval mode.
         teacher: likewise.
-        images: batches [N, 3, H, W] of this rank's part, on the device.
+        images: batches of this rank's part, on the device.
         measure_margins: replace the margins by those measured on the way.
 
     Returns:
@@ -68,7 +73,7 @@ def rematch(
     return changes, costs
 
 
-def padded(maps: Maps, size: int) -> Maps:
+def padded(maps: Maps[Tensor], size: int) -> Maps[Tensor]:
     """The same maps from whole batches alone: a smaller one is filled up with its first image, whose maps are cut off.
 
     A compiled network would be compiled anew for a last batch of another size. In eval mode no image sees another.
@@ -117,12 +122,16 @@ def row_of(changes: Sequence[StageMatch]) -> dict[str, float | None]:
 
 def tell(changes: Sequence[StageMatch], epoch: int) -> None:
     """One line in the log."""
+    tell_when(changes, f"after epoch {epoch}" if epoch else "before training")
+
+
+def tell_when(changes: Sequence[StageMatch], when: str) -> None:
+    """The same, said to be after something else than an epoch."""
     told = "; ".join(
         f"stage {i}: {'' if c.cost_before is None else f'{c.cost_before:.4f} -> '}{c.cost_after:.4f}"
         + ("" if c.cost_before is None else f", {c.changed:.0%} changed")
         for i, c in enumerate(changes, start=1)
     )
-    when = f"after epoch {epoch}" if epoch else "before training"
     logger.info("matching %s (mean cost of a pair): %s", when, told)
 
 

@@ -27,52 +27,50 @@ class Features:
     labels: np.ndarray  # [n] int64
 
 
-@torch.inference_mode()
-def extract_features(
-    trunk: nn.Module,
-    labelled: Labelled,
-    indices: np.ndarray,
-    runtime: Runtime,
-    *,
-    image_size: int,
-    reading: Reading = ONCE,
-    normalise: bool = True,
-) -> Features:
+class FeatureExtractor:
     """Features of centre crops, each process taking its part; complete on every rank.
 
     Args:
         trunk: [N, 3, H, W] -> [N, d]; put into eval mode for the time being.
-        labelled: images, and the class index of every one.
-        indices: which of them.
         runtime: device and precision.
         image_size: edge of the crop in pixels.
-        reading: in which batches, and told to whom; replacements of unreadable images bring their own labels.
         normalise: divide every feature vector by its norm.
-
-    Raises:
-        UserError: on all ranks, naming the first image whose features are not finite.
     """
-    images, labels = labelled
-    size = len(range(rank(), len(indices), world_size()))  # of this rank's part
-    upload = Upload(runtime)
-    values, used = (
-        Rows(size, 1 if runtime.device.type == "cpu" else GATHERED_ROWS),
-        torch.empty(size, dtype=torch.int64),
-    )
-    modes = {module: module.training for module in trunk.modules()}
-    trunk.eval()
-    with one_pass(CentreCrops(images, image_size, seed=0), indices, reading) as batches:
-        for batch in batches:
-            with runtime.autocast():
-                features = trunk(upload.images(batch.images))  # [N, d]
-            features = features.float()
-            used[values.count : values.count + len(features)] = batch.indices
-            values.add(F.normalize(features, dim=1) if normalise else features)
-    for module, mode in modes.items():
-        module.training = mode
-    _check_finite(values.all(), used, images)
-    used = _gathered(used[:, None], len(indices))[:, 0]
-    return Features(_gathered(values.all(), len(indices)).numpy(), labels[used.numpy()])
+
+    def __init__(self, trunk: nn.Module, runtime: Runtime, image_size: int, normalise: bool = True) -> None:
+        self.trunk, self.runtime, self.image_size, self.normalise = trunk, runtime, image_size, normalise
+
+    @torch.inference_mode()
+    def __call__(self, labelled: Labelled, indices: np.ndarray, reading: Reading = ONCE) -> Features:
+        """Features of some images.
+
+        Args:
+            labelled: images, and the class index of every one.
+            indices: which of them.
+            reading: in which batches, and told to whom; replacements of unreadable images bring their own labels.
+
+        Raises:
+            UserError: on all ranks, naming the first image whose features are not finite.
+        """
+        images, labels = labelled
+        size = len(range(rank(), len(indices), world_size()))  # of this rank's part
+        upload = Upload(self.runtime)
+        at_once = 1 if self.runtime.device.type == "cpu" else GATHERED_ROWS
+        values, used = Rows(size, at_once), torch.empty(size, dtype=torch.int64)
+        modes = {module: module.training for module in self.trunk.modules()}
+        self.trunk.eval()
+        with one_pass(CentreCrops(images, self.image_size, seed=0), indices, reading) as batches:
+            for batch in batches:
+                with self.runtime.autocast():
+                    features = self.trunk(upload.images(batch.images))  # [N, d]
+                features = features.float()
+                used[values.count : values.count + len(features)] = batch.indices
+                values.add(F.normalize(features, dim=1) if self.normalise else features)
+        for module, mode in modes.items():
+            module.training = mode
+        _check_finite(values.all(), used, images)
+        used = _gathered(used[:, None], len(indices))[:, 0]
+        return Features(_gathered(values.all(), len(indices)).numpy(), labels[used.numpy()])
 
 
 class Rows:

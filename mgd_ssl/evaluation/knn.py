@@ -1,28 +1,21 @@
-"""Weighted k-NN classification of frozen features, exact, through faiss.
+"""Weighted k-NN classification of frozen features, exact.
 
 Protocol of section 3.4 of https://arxiv.org/abs/1805.01978: cosine similarity, and a neighbour votes with
 exp(similarity / T).
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Any
 
-import faiss
 import numpy as np
 import torch
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features
+from mgd_ssl.evaluation.search import nearest, queries_at_once
 from moco.dist import rank, sum_over_ranks, world_size
 
 CHUNK = 1024  # queries counted at a time: their votes are [CHUNK, classes] doubles
-CPU_CHUNK = 4096  # queries searched at a time on a CPU,
-CPU_BANK_CHUNK = 4096  # against this many of the bank: with 64 MB of similarities a third faster than faiss's 1024
-GPU_CHUNK = 65536  # queries searched at a time on a GPU: each call copies the bank there
-GPU_MEMORY = 2**32  # bytes of the bank on the GPU at a time
-GPU_MAX_K = 2048  # of faiss
 LEAST_EXPONENT = -700.0  # exp of less is no positive double
 
 
@@ -130,40 +123,10 @@ def searched(
     bank: Features, queries: Features, k: int, device: torch.device | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Similarity [q, k] and index [q, k] of the nearest neighbours, and labels [q], at most CHUNK queries at a time."""
-    on_gpu = _has_gpu(device) and k <= GPU_MAX_K
-    size = GPU_CHUNK if on_gpu else CPU_CHUNK
+    size = queries_at_once(device, k)
     for start in range(0, len(queries.labels), size):
         labels = queries.labels[start : start + size]
         values = np.ascontiguousarray(queries.values[start : start + size])
-        similarity, neighbours = (_search_gpu if on_gpu else _search_cpu)(bank.values, values, k, device)
+        similarity, neighbours = nearest(bank.values, values, k, device)
         for i in range(0, len(labels), CHUNK):
             yield similarity[i : i + CHUNK], neighbours[i : i + CHUNK], labels[i : i + CHUNK]
-
-
-def _has_gpu(device: torch.device | None) -> bool:
-    wanted = device is None or device.type == "cuda"
-    return wanted and torch.cuda.is_available() and hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
-
-
-def _search_cpu(
-    bank: np.ndarray, queries: np.ndarray, k: int, device: torch.device | None
-) -> tuple[np.ndarray, np.ndarray]:
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    faiss.cvar.distance_compute_blas_database_bs = CPU_BANK_CHUNK
-    return faiss.knn(queries, bank, k, metric=faiss.METRIC_INNER_PRODUCT)
-
-
-def _search_gpu(
-    bank: np.ndarray, queries: np.ndarray, k: int, device: torch.device | None
-) -> tuple[np.ndarray, np.ndarray]:
-    number = torch.cuda.current_device() if device is None or device.index is None else device.index
-    return faiss.knn_gpu(
-        _gpu_resources(), queries, bank, k,
-        metric=faiss.METRIC_INNER_PRODUCT, device=number, vectorsMemoryLimit=GPU_MEMORY,
-    )  # fmt: skip
-
-
-@cache
-def _gpu_resources() -> Any:
-    """Streams and scratch memory of faiss, of which a process needs one set: making them takes and frees gigabytes."""
-    return faiss.StandardGpuResources()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
 from mgd_ssl.config import Decoding
 from mgd_ssl.console import progress_bar
@@ -22,12 +21,12 @@ from mgd_ssl.data.unreadable import TOLD, added, composited, over_ranks
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.config import KNNEvaluationConfig
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated, untrained
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.result import Evaluation
@@ -80,17 +79,15 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         sets = scan_labelled(data / "train", data / "val", decoding)
         check_ks(config, sets[0].labels)
         image_size = config.image_size or run_image_size(run)
-        unreadable: list[dict[str, str]] = [{}, {}]
-        bank, queries = (
-            features(network, labelled, noted, config, runtime, image_size, name)
-            for labelled, noted, name in zip(sets, unreadable, ("voting", "classified"), strict=True)
-        )
+        extract = FeatureExtractor(network, runtime, image_size)
+        bank, replaced_in_bank = features(extract, sets[0], config, "voting")
+        queries, replaced_in_queries = features(extract, sets[1], config, "classified")
         rows = knn_rows(config, bank, queries, runtime)
         details = {
             "data": str(data), "image_size": image_size, "precision": config.runtime.precision,
             "background": decoding.background, "processes": world_size(), "weights": str(report),
             "sha256": report.sha256,
-            "unreadable": dict(zip(("train", "val"), unreadable, strict=True)),
+            "unreadable": {"train": replaced_in_bank, "val": replaced_in_queries},
         }  # fmt: skip
         evaluations = [as_evaluation(row, config, report, len(queries.labels), details) for row in rows]
         if out is not None:
@@ -135,15 +132,9 @@ class PassAccount:
 
 
 def features(
-    network: nn.Module,
-    labelled: Labelled,
-    unreadable: dict[str, str],
-    config: KNNEvaluationConfig,
-    runtime: Runtime,
-    image_size: int,
-    name: str,
-) -> Features:
-    """Features of one folder, with a progress bar; fills `unreadable` with what was replaced, and why.
+    extract: FeatureExtractor, labelled: Labelled, config: KNNEvaluationConfig, name: str
+) -> tuple[Features, dict[str, str]]:
+    """Features of one folder, with a progress bar, and what was replaced, and why.
 
     Raises:
         UserError: when too many images are unreadable.
@@ -151,11 +142,10 @@ def features(
     account = PassAccount()
     with ExitStack() as stack:
         advance = progress_bar(stack, f"features of {name} images", -(-len(labelled.images) // world_size()))
-        found = extract_features(
-            network, labelled, np.arange(len(labelled.images)), runtime, image_size=image_size,
-            reading=Reading(config.batch_size, runtime.data_workers(config.workers), account=account, progress=advance),
-        )  # fmt: skip
-    unreadable |= over_ranks(account.files)
+        workers = extract.runtime.data_workers(config.workers)
+        reading = Reading(config.batch_size, workers, account=account, progress=advance)
+        found = extract(labelled, np.arange(len(labelled.images)), reading)
+    unreadable = over_ranks(account.files)
     if line := composited(labelled.images, sum_over_ranks(torch.tensor(account.counts)).tolist()):
         _tell(line)
     share = len(unreadable) / len(labelled.images)
@@ -167,7 +157,7 @@ def features(
         )
     if unreadable:
         _tell(f"{len(unreadable)} unreadable images in {root} are replaced by others, first {first}")
-    return found
+    return found, unreadable
 
 
 def _tell(line: str) -> None:

@@ -18,7 +18,7 @@ from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
-from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor
 from mgd_ssl.evaluation.knn import knn_accuracy, protocol
 from mgd_ssl.run.log import RunLog, logger
 from mgd_ssl.run.runtime import Runtime, on_rank_zero
@@ -101,7 +101,12 @@ class KNNMonitor:
         return sum(math.ceil(count / world_size()) for count in (len(self.bank_indices), len(self.queries)))
 
     def compare(
-        self, student: nn.Module, initial: Callable[[], nn.Module], teacher: nn.Module | None, log: RunLog, step: int
+        self,
+        student: nn.Module,
+        initial: Callable[[], nn.Module] | None,
+        teacher: nn.Module | None,
+        log: RunLog,
+        step: int,
     ) -> dict[str, Any]:
         """A row of metrics.jsonl: accuracy of the student's trunk, beside that of its initial state and the teacher's.
 
@@ -109,15 +114,15 @@ class KNNMonitor:
 
         Args:
             student: [N, 3, H, W] -> [N, d].
-            initial: makes the trunk the student began with.
+            initial: makes a trunk with random weights; None: the student is one.
             teacher: likewise, if there is one.
             log: of the run.
-            step: number of finished steps; at 0 the student is in its initial state.
+            step: number of finished steps.
         """
         accuracy = self._shown(student, "student", log)
         if self.lines_of != self.identity:
             logger.info("%s", self.protocol)
-            random = accuracy if step == 0 else self._shown(initial(), "random encoder", log)
+            random = accuracy if initial is None else self._shown(initial(), "random encoder", log)
             lines = {"random_top1": random.top1, "random_top5": random.top5}
             if teacher is not None:
                 top1, top5 = self._shown(teacher, "teacher", log)
@@ -141,10 +146,12 @@ class KNNMonitor:
         """Top-1 and top-5 of a trunk [N, 3, H, W] -> [N, d], equal on all ranks; `progress` is told how many images of
         both folders are done."""
         before = len(range(rank(), len(self.bank_indices), world_size()))
+        features = FeatureExtractor(trunk, self.runtime, self.image_size)
         bank, queries = (
-            extract_features(
-                trunk, labelled, indices, self.runtime, image_size=self.image_size,
-                reading=replace(
+            features(
+                labelled,
+                indices,
+                replace(
                     self.reading(account),
                     progress=lambda done, start=start: progress(start + done),  # type: ignore[misc]
                 ),
@@ -153,7 +160,7 @@ class KNNMonitor:
                 (self.labelled[0], self.bank_indices, self.skipped_bank, 0),
                 (self.labelled[1], np.arange(len(self.queries)), self.skipped_queries, before),
             )
-        )  # fmt: skip
+        )
         self.skipped_bank.share()
         self.skipped_queries.share()
         return knn_accuracy(bank, queries, self.config.k, self.config.temperature, self.runtime.device)

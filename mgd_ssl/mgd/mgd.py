@@ -3,7 +3,7 @@
 Never sees a network, so it serves any pair of networks and any task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ class Target(NamedTuple):
 
     map: Tensor  # [N, C_s, H, W] reduced teacher map
     margin: Tensor  # [C_s]
+    valid: Tensor | None = None  # [N, 1, H, W] where it counts, the map being zero elsewhere; None: everywhere
 
 
 class StageMatch(NamedTuple):
@@ -52,8 +53,9 @@ class MGD(nn.Module):
         stage_weights: factor of every stage; 1/2 from stage to stage up to 1 for the last when None (published).
         drop_remainder: let the first G * C_s teacher channels alone compete, unless each student channel takes one,
             as the published program did where C_t is no multiple of C_s; else all compete.
+        norm: channels -> the norm of a student's map.
 
-    State: `margin<i>` [C_t] and `assignment<i>` [C_s, G] are buffers and `norms` a BatchNorm2d a stage, so all of
+    State: `margin<i>` [C_t] and `assignment<i>` [C_s, G] are buffers and `norms` a module a stage, so all of
     it is part of the state dict. The assignments are unset until `rematch` or a loaded state.
 
     Raises:
@@ -69,6 +71,7 @@ class MGD(nn.Module):
         reducer: str = "amp",
         stage_weights: Sequence[float] | None = None,
         drop_remainder: bool = False,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         num_stages = len(student_channels)
@@ -83,7 +86,7 @@ class MGD(nn.Module):
         self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
         self.reducer = REDUCERS[reducer]
         self.drop_remainder = drop_remainder and not self.reducer.takes_one
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c_s) for c_s in student_channels)
+        self.norms = nn.ModuleList(norm(c_s) for c_s in student_channels)
         for i, (c_s, c_t) in enumerate(zip(student_channels, teacher_channels, strict=True)):
             if c_s > c_t:
                 raise ValueError(
@@ -152,6 +155,8 @@ class MGD(nn.Module):
             for weight, norm, student_map, target in stages:
                 check_same_size(student_map, target.map)
                 normalised = norm(student_map.float())  # [N, C_s, H, W]
+                if target.valid is not None:
+                    normalised = normalised * target.valid
                 total = total + weight * partial_l2(normalised, target.map.float(), target.margin)
         return total / student_maps[0].shape[0]
 

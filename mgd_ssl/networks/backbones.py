@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.networks.mobilenet_v1 import MobileNetV1
 from mgd_ssl.networks.shufflenet_v2 import DeferredShuffleNetV2
+from mgd_ssl.networks.vit import ANCHOR, TokenMaps
 from moco import projection_head
 from moco.keyed import keyed_seed
 
@@ -101,6 +102,12 @@ def _shufflenet_v2_taps(network: nn.Module) -> list[StageTap]:
     return taps
 
 
+def _vit_taps(network: nn.Module) -> list[StageTap]:
+    """The maps that a ViT yields; none before it has met a student's."""
+    assert isinstance(network, TokenMaps)
+    return [StageTap(f"maps.{stage}", "", network.width, int(stage)) for stage in network.maps]
+
+
 def _tap(network: nn.Module, stage: int, relu: str, norm: str) -> StageTap:
     module = network.get_submodule(norm)
     assert isinstance(module, nn.BatchNorm2d)
@@ -123,6 +130,7 @@ FAMILIES = [
     Family(DeferredShuffleNetV2, "fc", "stage2.0.branch1.0.weight", _shufflenet_v2_taps),
     Family(MobileNetV3, "classifier", "features.1.block.0.0.weight"),
     Family(EfficientNet, "classifier", "features.1.0.block.0.0.weight"),
+    Family(TokenMaps, "head", ANCHOR, _vit_taps),
 ]
 
 TORCHVISION = [

@@ -1,38 +1,54 @@
-"""The backbone that is evaluated: loaded strictly, always in eval mode, and proven untouched."""
+"""Networks that are only looked at: always in eval mode, without gradient; those evaluated are proven untouched."""
 
 import hashlib
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import TrainingError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.untrained import load_evaluated
-from mgd_ssl.networks.weights import LoadReport
 
 
-class FrozenBackbone(nn.Module):
+class Frozen(nn.Module):
     """A backbone without gradient and without updates of its BatchNorms.
+
+    Args:
+        backbone: trained network.
+        report: how it was loaded.
+    """
+
+    def __init__(self, backbone: nn.Module, report: LoadReport | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.report = report
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode whatever is asked."""
+        return super().train(False)
+
+
+class FrozenBackbone(Frozen):
+    """The backbone that is evaluated.
 
     Args:
         backbone: trained network with its `fc` removed.
         report: how it was loaded.
     """
 
+    report: LoadReport
+
     def __init__(self, backbone: nn.Module, report: LoadReport) -> None:
-        super().__init__()
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.report = report
+        super().__init__(backbone, report)
         self._hashes = hashes(backbone)
 
     @classmethod
     def load(cls, path: Path, arch: str | None = None) -> "FrozenBackbone":
         """Load strictly (see `load_backbone`), or make an untrained one (see `load_evaluated`)."""
         return cls(*load_evaluated(path, arch))
-
-    def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stay in eval mode whatever is asked."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

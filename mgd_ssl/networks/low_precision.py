@@ -4,36 +4,28 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mgd_ssl.networks.teacher import Teacher
 
 ABOUT = Path("/proc/cpuinfo")
 
 
-class HalfTeacher:
-    """A copy of a teacher that sees images in half precision.
+def half_teacher(teacher: Teacher, dtype: torch.dtype) -> Teacher:
+    """A copy of a teacher for autocast of a type: bit for bit the same as itself there.
 
-    It yields bit for bit what autocast makes of the teacher itself. Only convolutions and linear layers are cast, as
-    these are what autocast computes in half precision.
+    Only convolutions and linear layers are cast, as these are what autocast computes in half precision. The teacher
+    itself stays as it is, for matching and evaluation.
 
     Args:
-        teacher: as it is to stay, for matching and evaluation.
-        dtype: of the copy.
+        teacher: on its device.
+        dtype: of autocast.
     """
-
-    def __init__(self, teacher: Teacher, dtype: torch.dtype) -> None:
-        backbone = copy.deepcopy(teacher.backbone)
-        for module in backbone.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(dtype)
-        self.dtype = dtype
-        self.teacher = Teacher(backbone, teacher.report, teacher.stages)
-
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Pre-ReLU maps [N, C_t, H, W] of every stage, in half precision."""
-        with torch.autocast(images.device.type, dtype=self.dtype):
-            return self.teacher(images)
+    backbone, head = copy.deepcopy(teacher.backbone), copy.deepcopy(teacher.head)
+    for module in [*backbone.modules(), *(head.modules() if head is not None else [])]:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    return Teacher(backbone, teacher.report, teacher.stages, head)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -62,3 +63,46 @@ class FeatureTaps:
         missing = [name for name, recorded in zip(self.names, maps, strict=True) if recorded is None]
         if missing:
             raise RuntimeError(f"no forward pass went through {', '.join(missing)} while its map was recorded")
+
+
+class HeadTap:
+    """A forward hook on a network's head that hands out what goes into it and what comes out.
+
+    Args:
+        network: any module.
+        name: dotted name of its head; empty: nothing is read.
+    """
+
+    def __init__(self, network: nn.Module, name: str = "") -> None:
+        self._passed: list[Tensor] | None = None  # filled while recording
+        self.name = name
+        if name:
+            network.get_submodule(name).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._passed is not None:
+            self._passed[:] = [inputs[0], output]
+
+    @contextmanager
+    def record(self) -> Iterator[list[Tensor]]:
+        """Yields a list that, after the block, holds feature [N, d] and output [N, dim] of its last forward pass;
+        nothing where there is no head, or no pass.
+        """
+        passed: list[Tensor] = []
+        self._passed = passed
+        try:
+            yield passed
+        finally:
+            self._passed = None
+
+
+@torch.no_grad()
+def map_sizes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
+    """[H, W] of the maps that modules are given for images of this size."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    with FeatureTaps(network, names).record() as maps:
+        network(torch.zeros(1, 3, size, size))
+    for module, mode in modes.items():
+        module.training = mode
+    return [list(map_.shape[2:]) for map_ in maps]

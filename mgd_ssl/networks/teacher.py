@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import StageTap, stage_taps
 from mgd_ssl.networks.folding import fold_batch_norms
-from mgd_ssl.networks.taps import FeatureTaps
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.frozen import Frozen
+from mgd_ssl.networks.normalisation import Normalisation
+from mgd_ssl.networks.taps import FeatureTaps, map_sizes
+from mgd_ssl.networks.vit import TokenMaps
+from mgd_ssl.networks.weights import Asked, load_trained
 
 
-class Teacher(nn.Module):
-    """A backbone that is always in eval mode, without gradient, and yields the maps of its stages.
+class Teacher(Frozen):
+    """A frozen backbone that yields the maps of its stages.
 
     It is an input of a run: not wrapped in DDP, not in the checkpoint (its path and hash are).
 
@@ -23,32 +27,41 @@ class Teacher(nn.Module):
         backbone: trained network, with or without its classifier.
         report: how it was loaded.
         stages: where it is read; None: before the last ReLU of every stage.
+        head: its projection head, pooled features [N, d] -> embeddings [N, dim], not normalised.
     """
 
     def __init__(
-        self, backbone: nn.Module, report: LoadReport | None = None, stages: Sequence[StageTap] | None = None
+        self,
+        backbone: nn.Module,
+        report: LoadReport | None = None,
+        stages: Sequence[StageTap] | None = None,
+        head: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.report = report
+        super().__init__(backbone, report)
+        self.head = None if head is None else head.eval().requires_grad_(False)
         self.read(stage_taps(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
-        self.eval()
 
     @classmethod
-    def load(cls, path: Path, arch: str | None = None, with_classifier: bool = False) -> "Teacher":
-        """Load strictly (see `load_backbone`)."""
-        return cls(*load_backbone(path, arch, with_classifier))
+    def load(
+        cls,
+        path: Path,
+        arch: str | None = None,
+        with_classifier: bool = False,
+        with_head: bool = False,
+        normalisation: Normalisation | None = None,
+    ) -> "Teacher":
+        """Load strictly; see `load_trained` and `Asked`. Without `with_head` its `head` is None."""
+        backbone, report, head = load_trained(
+            path, Asked(arch, with_classifier, "needed" if with_head else "none", normalisation)
+        )
+        return cls(backbone, report, head=head)
 
     def read(self, stages: Sequence[StageTap]) -> None:
         """Yield the maps of these stages from now on."""
         self.stages = list(stages)
         self.channels = [stage.channels for stage in self.stages]  # C_t a stage
         self.taps = FeatureTaps(self.backbone, [stage.relu for stage in self.stages])
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode whatever is asked."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -61,6 +74,12 @@ class Teacher(nn.Module):
         with self.taps.record() as maps:
             output = self.backbone(images)
         return maps, output
+
+    @torch.no_grad()
+    def seen(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Maps of every stage, embedding [N, dim] where it has a head, and pooled feature [N, d] of images."""
+        maps, feature = self.watched(images)
+        return maps, None if self.head is None else self.head(feature), feature
 
     def margins(self) -> list[Tensor]:
         """Margin-ReLU margins [C_t] of every stage, from the BatchNorm before each tap.
@@ -83,3 +102,15 @@ class Teacher(nn.Module):
         if all(stage.norm for stage in self.stages):
             self._margins = self.margins()
         fold_batch_norms(self.backbone, self)
+
+
+def let_meet(teacher: Teacher, student: nn.Module, taps: Sequence[StageTap], image_size: int) -> None:
+    """Give a ViT maps as large as those of a student's taps; other teachers have the maps they have.
+
+    Raises:
+        UserError: when its grid is far from every stage's map.
+    """
+    if isinstance(teacher.backbone, TokenMaps):
+        edges = map_sizes(student, [tap.relu for tap in taps], image_size)
+        teacher.backbone.meet({tap.stage: edge[0] for tap, edge in zip(taps, edges, strict=True)}, image_size)
+        teacher.read(stage_taps(teacher.backbone))

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from torch import nn
 
 from mgd_ssl.errors import UserError, nearest
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import BACKBONES, initial_encoder, set_head
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.lock import UNTRAINED
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from mgd_ssl.run.read import Run
+from mgd_ssl.run.read import TERM_TITLES, Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -118,7 +118,7 @@ class Curves(NamedTuple):
 
 
 SHOWN = ("epoch", "step", "loss", "accuracy", "lr", "images_per_second", "data_wait")  # numbers that are no loss terms
-TERM_NAMES = {"contrastive": "Contrastive term", "mgd": "Distillation term"}
+TERM_NAMES = {"contrastive": "Contrastive term", "mgd": "Distillation term", **TERM_TITLES}
 
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
@@ -131,7 +131,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         Curves("Loss", "loss", caption, lambda run, row: row["loss"], guided),
         *(term_curves(name) for name in terms),
         Curves("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the queue",
-               lambda run, row: 100 * row["accuracy"]),
+               lambda run, row: 100 * row["accuracy"] if "accuracy" in row else None),
         Curves("Learning rate", "learning rate", "", lambda run, row: row["lr"]),
         Curves("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
                lambda run, row: row["images_per_second"]),

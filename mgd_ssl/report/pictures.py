@@ -13,7 +13,7 @@ from mgd_ssl.data.order import TrainingOrder, subset
 from mgd_ssl.data.samples import CentreCrops, TwoViews, decoding_of, view_policy
 from mgd_ssl.data.sources import Labelled, is_there, open_images
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from mgd_ssl.networks.backbones import trunk
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.report.figures import COLOURS, Picture, drawn, label, legend, picture
@@ -171,7 +171,7 @@ def encoder_features(
     with process(RuntimeConfig(device=where, precision="float32", threads=config.runtime.threads)) as runtime:
         backbone, _ = load_backbone(encoder, config.student)
         network = trunk(backbone).to(runtime.device)
-        return extract_features(network, Labelled(images, labels), indices, runtime, image_size=config.data.image_size)
+        return FeatureExtractor(network, runtime, config.data.image_size)(Labelled(images, labels), indices)
 
 
 def principal_components(values: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

@@ -7,7 +7,7 @@ from typing import Any
 from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.mgd.matching import chosen_matching_epochs
-from mgd_ssl.run.read import Run
+from mgd_ssl.run.read import TERM_TITLES, Run
 from mgd_ssl.settings import flattened, incomplete
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
@@ -20,9 +20,11 @@ IMAGENET_IMAGES = 1_281_167  # ILSVRC2012, training split
 # Settings that make a recipe. Left out: `optim.lr_schedule` and `mgd.margin`, where our defaults mend the published
 # program (docs/algorithm.md), `moco.bn_splits`, which counts with the processes, and all that concerns the machine.
 RECIPE = ("data.image_size", "data.recipe", "data.crop_scale", "data.blur_sigma", "moco.dim", "moco.queue_size",
-          "moco.momentum", "moco.temperature", "moco.head_width", "optim.epochs", "optim.batch_size", "optim.lr",
-          "optim.momentum", "optim.weight_decay", "optim.warmup_epochs")  # fmt: skip
-GUIDED = ("mgd.weight", "mgd.stage_weights", "mgd.reducer", "mgd.matching_images", "mgd.matching_epochs")
+          "moco.weight", "moco.momentum", "moco.temperature", "moco.head_width", "optim.epochs", "optim.batch_size",
+          "optim.lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs", "optim.milestones")  # fmt: skip
+GUIDED = ("mgd.weight", "mgd.stage_weights", "mgd.reducer", "mgd.matching_images", "mgd.matching_epochs",
+          "mgd.schedule", "mgd.from_epoch", "mgd.until_epoch", "mgd.balance",
+          *(f"terms.{name}.weight" for name in TERM_TITLES))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Checkpoints of a run: plain dictionaries, written whole or not at all, found by the run itself."""
 
+import argparse
 import io
 import logging
 import os
@@ -203,7 +204,8 @@ def parsed(content: bytes, path: Path) -> dict[str, Any]:
         UserError: as `read_checkpoint` says.
     """
     try:
-        with warnings.catch_warnings():
+        # DINO and MAE save their arguments as a Namespace, which holds values and runs nothing
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of torch, about what odd files hold
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the reader raise anything: IndexError, struct.error, OSError, ...

@@ -149,6 +149,8 @@ def find_weights(path: Path) -> Path:
         raise UserError(f"{path} does not exist: pass a checkpoint or the folder of a run")
     if (path / "encoder.pt").is_file():
         return path / "encoder.pt"
+    if (hub := _hub_weights(path)) is not None:
+        return hub
     newest = Checkpoints(path / "checkpoints").newest_whole(logger.warning)
     if newest is None:
         raise UserError(
@@ -158,6 +160,37 @@ def find_weights(path: Path) -> Path:
     if (path / "result.json").is_file():
         logger.warning("encoder.pt of the finished run %s is missing, so %s is taken", path, newest)
     return newest
+
+
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as transformers and timm save them beside a config.json
+HUB_KEYS = frozenset({"model_type", "architectures", "architecture"})  # one of them stands in their config.json
+
+
+def _hub_weights(folder: Path) -> Path | None:
+    """The weights in a folder from the Hugging Face hub, None in another.
+
+    Raises:
+        UserError: without a config.json, which says what network they are, and for weights in several files.
+    """
+    if (shards := next(folder.glob("*.index.json"), None)) is not None:
+        raise UserError(f"{folder} holds weights in several files ({shards.name}): save them as one model.safetensors")
+    weights = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
+    if weights is not None and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds {weights.name} but no config.json, which says what network it is: download the whole "
+            "folder, or pass the file itself"
+        )
+    return weights
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a run, be it damaged, and not one from the Hugging Face hub."""
+    if not (folder / "config.json").is_file():
+        return False
+    try:
+        return not HUB_KEYS & json.loads((folder / "config.json").read_bytes()).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return True
 
 
 @contextmanager
@@ -226,12 +259,12 @@ def run_of(path: Path) -> Path | None:
     if str(path).startswith(UNTRAINED):
         return None
     folders = [path.parent, path.parent.parent] if path.parent.name == "checkpoints" else [path.parent]
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return next((folder for folder in folders if is_run(folder)), None)
 
 
 def run_in(folder: Path) -> Path | None:
     """The path itself when it is a run's folder."""
-    return folder if (folder / "config.json").is_file() else None
+    return folder if is_run(folder) else None
 
 
 def run_image_size(run: Path | None) -> int:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: rows written whole, cut back to the checkpoint a run continues from."""
+"""metrics.jsonl: rows written whole, cut back to the checkpoint a run continues from, and read by others."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,16 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mgd_ssl.errors import UserError
 from mgd_ssl.files import Appended
+
+Rows = list[dict[str, Any]]
+WORDS = ("kind", "protocol")  # what is text in a row of metrics.jsonl
+REQUIRED = {
+    "train": ("epoch", "loss", "lr", "images_per_second", "data_wait"),
+    "knn": ("top1", "top5", "protocol"),
+    "matching": ("epoch",),
+}  # what the report reads of a row of metrics.jsonl; other kinds are not its business
 
 
 class MetricsFile:
@@ -62,3 +71,48 @@ def step_of(line: bytes) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+def read_metrics(path: Path) -> Rows:
+    """Rows of metrics.jsonl; a last line that is still being written is left out.
+
+    Raises:
+        UserError: when another line is damaged, or the file cannot be read.
+    """
+    try:
+        # not splitlines, which also splits at characters that JSON allows inside text
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    rows: Rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() and number == len(lines):
+            break
+        try:
+            rows.append(checked_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if any(rest.strip() for rest in lines[number:]):
+                raise UserError(f"line {number} of {path} is damaged: mend or remove it") from error
+    return rows
+
+
+def checked_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl that has what the report reads.
+
+    Raises:
+        KeyError, TypeError: when it has not.
+    """
+    known = REQUIRED.get(row["kind"])
+    for key in ("kind", "step", *(known or ())):
+        if row[key] is None:
+            raise TypeError(key)
+    for key, value in row.items() if known else [("step", row["step"])]:
+        if key in WORDS:
+            right = isinstance(value, str)
+        elif value is None:
+            right = row["kind"] == "matching"  # before the first update there are no costs
+        else:
+            right = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        if not right:
+            raise TypeError(key)
+    return row

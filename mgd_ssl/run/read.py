@@ -1,6 +1,5 @@
 """Run folders as the report reads them: nothing is trained, loaded or written here."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,11 @@ import numpy as np
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import read_json, sha256_of
+from mgd_ssl.run.metrics import Rows, read_metrics
 from mgd_ssl.run.result import Evaluation
 
-Rows = list[dict[str, Any]]
+TERM_TITLES = {"seed": "SEED", "disco": "DisCo", "simreg": "SimReg", "compress": "CompRess", "bingo": "BINGO"}
 REMEDY = "pass what was --out of `mgd-ssl pretrain`, or the folder that runs lie in"
-WORDS = ("kind", "protocol")  # what is text in a row of metrics.jsonl
-REQUIRED = {
-    "train": ("epoch", "loss", "accuracy", "lr", "images_per_second", "data_wait"),
-    "knn": ("top1", "top5", "protocol"),
-    "matching": ("epoch",),
-}  # what the report reads of a row of metrics.jsonl; other kinds are not its business
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,12 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method in tables."""
-        return "MoCo v2" if self.teacher is None else "MoCo v2 + MGD"
+        if self.teacher is None:
+            return "MoCo v2"
+        terms = self.config.get("terms", {})
+        weights = {"MoCo v2": self.config.get("moco", {}).get("weight", 1), "MGD": self.config["mgd"]["weight"]}
+        weights |= {title: terms.get(name, {}).get("weight", 0) for name, title in TERM_TITLES.items()}
+        return " + ".join(title for title, weight in weights.items() if weight) or "nothing"
 
     @property
     def seed(self) -> int:
@@ -194,6 +193,8 @@ def read_run(folder: Path, name: str) -> Run:
     """
     config = folder / "config.json"
     saved = read_of_run(config)
+    if saved.get("task") == "detection":
+        raise UserError(f"{folder} holds a detector: mgd-ssl detect --evaluate {folder} writes its report")
     for problem in problems(saved):
         raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
     return Run(
@@ -255,48 +256,3 @@ def read_of_run(path: Path) -> dict[str, Any]:
         return read_json(path)
     except UserError as error:
         raise UserError(f"{error}: restore it, or leave this run out") from error
-
-
-def read_metrics(path: Path) -> Rows:
-    """Rows of metrics.jsonl; a last line that is still being written is left out.
-
-    Raises:
-        UserError: when another line is damaged, or the file cannot be read.
-    """
-    try:
-        # not splitlines, which also splits at characters that JSON allows inside text
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    rows: Rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() and number == len(lines):
-            break
-        try:
-            rows.append(checked_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if any(rest.strip() for rest in lines[number:]):
-                raise UserError(f"line {number} of {path} is damaged: mend or remove it") from error
-    return rows
-
-
-def checked_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl that has what the report reads.
-
-    Raises:
-        KeyError, TypeError: when it has not.
-    """
-    known = REQUIRED.get(row["kind"])
-    for key in ("kind", "step", *(known or ())):
-        if row[key] is None:
-            raise TypeError(key)
-    for key, value in row.items() if known else [("step", row["step"])]:
-        if key in WORDS:
-            right = isinstance(value, str)
-        elif value is None:
-            right = row["kind"] == "matching"  # before the first update there are no costs
-        else:
-            right = type(value) is float or (type(value) is int and abs(value) < 2**63)
-        if not right:
-            raise TypeError(key)
-    return row

@@ -17,6 +17,7 @@ from mgd_ssl.run.environment import environment
 
 NAME = "result.json"
 HASH, SEAL = "weights_sha256", "checksum"  # keys that a sealed result has besides its own
+LATER = frozenset({"teacher"})  # keys that results of earlier versions have not
 
 
 def write_result(folder: Path, content: dict[str, Any], name: str, weights: bytes) -> None:
@@ -45,8 +46,9 @@ def read_result(folder: Path, keys: Sequence[str], name: str) -> dict[str, Any] 
     if not path.exists():
         return None
     content = read_json(path)
-    sealed = set(content) == {*keys, HASH, SEAL}
-    if not sealed and set(content) != set(keys):  # before there were seals, a result had its own keys alone
+    found, wanted = set(content) - LATER, set(keys) - LATER
+    sealed = found == {*wanted, HASH, SEAL}
+    if not sealed and found != wanted:  # before there were seals, a result had its own keys alone
         raise UserError(f"{path} is damaged (other keys than were written)")
     if sealed and content.pop(SEAL) != seal(content):
         raise UserError(f"{path} is damaged (it does not match its checksum)")

@@ -53,7 +53,12 @@ def cores(local_world_size: int) -> int:
     """Cores of this process: what a launcher that bound it to some says (`MGD_SSL_CORES`), else its share of those
     the processes of this host may run on."""
     told = os.environ.get("MGD_SSL_CORES")
-    return int(told) if told else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return int(told) if told else max(1, cores_here() // local_world_size)
+
+
+def cores_here() -> int:
+    """Cores this process may run on; all there are where the system binds none to a process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def precision_of(config: RuntimeConfig, device: torch.device) -> torch.dtype | None:
@@ -100,11 +105,13 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
     With one process there is no process group. With several, gloo carries CPU tensors and nccl those on GPUs.
 
     Raises:
-        UserError: when CUDA is asked for and absent, or processes share a GPU.
+        UserError: when a device is asked for and absent, or processes share a GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device is 'cuda' but torch sees no GPU: pass --runtime.device cpu, or mend the driver")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.device == "mps":
+        check_mps()
+    use_cuda = config.device in ("auto", "cuda") and torch.cuda.is_available()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = config.threads or cores(local_world_size)
     previous_threads = torch.get_num_threads()
@@ -115,7 +122,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         torch.cuda.set_device(device)
         choose_kernels(config.deterministic)
     else:
-        device = torch.device("cpu")
+        device = torch.device("mps" if config.device == "mps" else "cpu")
     owns_group = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
     if owns_group:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
@@ -128,6 +135,14 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         torch.set_num_threads(previous_threads)
         if owns_group:
             dist.destroy_process_group()
+
+
+def check_mps() -> None:
+    """Raise UserError unless this process can compute on Apple's GPU, alone."""
+    if not torch.backends.mps.is_available():
+        raise UserError("runtime.device is 'mps' but torch sees no Apple GPU: pass --runtime.device cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("runtime.device is 'mps', which several processes cannot share: start one, or pass cpu")
 
 
 def shared(mine: str) -> list[str]:

@@ -142,7 +142,7 @@ class Classification:
             with one_pass(CentreCrops(images, config.data.image_size, config.seed), seen, reading) as batches:
                 crops = (self.upload.images(batch.images) for batch in batches)
                 measured = config.mgd.margin == "measured"
-                looks: list[Maps] = [self.module.student_maps, self.teacher]
+                looks: list[Maps[Tensor]] = [self.module.student_maps, self.teacher]
                 if config.runtime.compile:
                     looks = [padded(maps, reading.batch_size) for maps in looks]
                 changes, costs = rematch(self.mgd, looks[0], looks[1], crops, measured)

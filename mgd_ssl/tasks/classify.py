@@ -10,7 +10,6 @@ from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport, md5_of
 from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import as_begun, check_same, damaged_description, nothing_trained, run_folder, saved_description
@@ -25,6 +24,7 @@ from mgd_ssl.tasks.classification import Classification, Parts, chosen_images, u
 from mgd_ssl.tasks.classifier import GuidedClassifier
 from mgd_ssl.tasks.guided_classifier import Beginning, begin, build, load_teacher, tell_beginning
 from mgd_ssl.tasks.student import ENCODER, finished_result
+from mgd_ssl.tasks.teachers import credit, tell_teacher, told_of
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -41,6 +41,7 @@ class ClassifyResult:
     steps: int
     validation: dict[str, float]  # top1, top5 of the last epoch in percent
     best: dict[str, float]  # top1, top5 and the epoch after which top-1 was highest, chosen on the same images
+    teacher: dict[str, Any] | None = None  # its file, whose it is, and the licence of its weights
 
 
 RESULT = tuple(field.name for field in fields(ClassifyResult))
@@ -102,8 +103,7 @@ def train_to_the_end(
             logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         logger.info("%s", summary(config, parts, beginning))
         tell_beginning(beginning, outputs(config, parts))
-        if teacher is not None:
-            logger.info("teacher %s", teacher.report)
+        tell_teacher(config, teacher)
         task = Classification(config, method, teacher, parts, session)
         pace = Pace(
             optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
@@ -118,7 +118,9 @@ def finish(task: Classification, session: Session) -> ClassifyResult:
     """Last validation, then the student as a plain state dict, and the result."""
     left, weights = task.finish()
     out, encoder = session.out, session.out / ENCODER
-    result = ClassifyResult(str(out), str(encoder), task.config.optim.epochs, session.step, **left)
+    result = ClassifyResult(
+        str(out), str(encoder), task.config.optim.epochs, session.step, teacher=credit(task.teacher), **left
+    )
 
     def write() -> None:
         session.log.synced_bytes()  # a finished run has all its rows
@@ -183,14 +185,6 @@ def description(config: ClassifyConfig, parts: Parts, beginning: Beginning, teac
         "teacher": None if teacher is None else told_of(teacher.report),
         "environment": environment(),
     }
-
-
-def told_of(report: LoadReport | None) -> dict[str, Any] | None:
-    """Whose weights a network has."""
-    if report is None:
-        return None
-    md5 = on_rank_zero(lambda: md5_of(report.path))
-    return {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
 
 
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mgd_ssl.config import ClassifyConfig
@@ -13,13 +12,15 @@ from mgd_ssl.distillation.kd import LogitDistillation
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import StageTap, initial_classifier, stage_taps, without_head
-from mgd_ssl.networks.taps import FeatureTaps
-from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import LoadReport, load_backbone
+from mgd_ssl.networks.taps import map_sizes
+from mgd_ssl.networks.teacher import Teacher, let_meet
+from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
+from mgd_ssl.tasks import teachers
 from mgd_ssl.tasks.classifier import GuidedClassifier
 
 USUAL_STUDENT = "resnet18"
@@ -64,11 +65,8 @@ def load_teacher(config: ClassifyConfig, num_classes: int) -> Teacher | None:
     """
     if config.teacher is None:
         return None
-    path = config.teacher
-    teacher = Teacher.load(
-        on_rank_zero(lambda: find_weights(path)), config.teacher_arch, with_classifier=config.kd.weight > 0
-    )
-    assert teacher.report is not None
+    teacher = teachers.load_teacher(config, with_classifier=config.kd.weight > 0)
+    assert teacher is not None and teacher.report is not None
     classes = teacher.report.classes
     if config.kd.weight > 0 and classes != num_classes:
         found = "no classifier" if classes is None else f"a classifier of {classes} classes"
@@ -105,6 +103,7 @@ def matched(config: ClassifyConfig, student: nn.Module, teacher: Teacher) -> tup
     """The student's taps and their matching; the teacher reads the same stages afterwards."""
     settings = config.mgd
     taps = [tap for tap in stage_taps(student) if settings.stage_weights[tap.stage - 1] > 0]
+    let_meet(teacher, student, taps, config.data.image_size)
     by_stage = {tap.stage: tap for tap in teacher.stages}
     taps = [tap for tap in taps if tap.stage in by_stage]
     if not taps:
@@ -154,18 +153,6 @@ def check_sizes(
             f"the maps of stage {', '.join(flat)} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
             "choose larger images, or set its weight in mgd.stage_weights to 0"
         )
-
-
-@torch.no_grad()
-def map_sizes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
-    """[H, W] of the maps that modules are given for images of this size."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    with FeatureTaps(network, names).record() as maps:
-        network(torch.zeros(1, 3, size, size))
-    for module, mode in modes.items():
-        module.training = mode
-    return [list(map_.shape[2:]) for map_ in maps]
 
 
 def tell_beginning(beginning: Beginning, num_classes: int) -> None:

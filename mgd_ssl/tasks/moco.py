@@ -1,6 +1,7 @@
 """Pretraining: MoCo, and a guide that draws its query encoder towards a teacher."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,53 +10,106 @@ from torch import Tensor, nn
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import initial_encoder, stage_taps
-from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.networks.backbones import build_backbone, family_of, feature_width, initial_encoder, stage_taps
+from mgd_ssl.networks.teacher import Teacher, let_meet
+from mgd_ssl.tasks.terms import build_terms, chosen, weight_of
+from mgd_ssl.training.collapse import effective_rank, spread
 from mgd_ssl.training.task import StepOutput
 from moco import MoCo
-from moco.dist import world_size
+from moco.dist import gather_batch, world_size
 from moco.keyed import keyed_seed
 from moco.split_norm import split_batch_norms
 
 ROUNDING = 2e-6  # of a cosine of two vectors, summed in float32 in whatever order
 
 
+class QueryEncoder(nn.Module):
+    """What is left of MoCo at weight 0: the query encoder, with neither key encoder nor queue.
+
+    Args:
+        encoder: maps [N, 3, H, W] to [N, dim].
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder_q = encoder
+
+
 class GuidedMoCo(nn.Module):
     """MoCo whose query encoder is also guided by a teacher; plain MoCo where the guide has no terms.
 
     Args:
-        moco: knows nothing of the guide.
+        moco: knows nothing of the guide; a `QueryEncoder` where there is no contrastive loss.
         guide: watches `moco.encoder_q`.
+        weight: factor of the contrastive loss.
+
+    While `measuring` is true, `measured` is filled with scalars: how evenly embeddings and features of the whole batch
+    spread, and, where `gradients` is true too, the norm of every loss's gradient.
     """
 
-    def __init__(self, moco: MoCo, guide: Guide) -> None:
+    def __init__(self, moco: MoCo | QueryEncoder, guide: Guide, weight: float = 1.0) -> None:
         super().__init__()
-        self.moco, self.guide = moco, guide
+        self.moco, self.guide, self.weight = cast(MoCo, moco), guide, weight
+        self.contrasts = isinstance(moco, MoCo)
+        self.measuring, self.gradients = False, True
+        self.measured: dict[str, Tensor] = {}
 
-    def forward(self, im_q: Tensor, im_k: Tensor, targets: dict[str, Any], shuffle_seed: int = 0) -> StepOutput:
+    def forward(
+        self,
+        im_q: Tensor,
+        im_k: Tensor | None,
+        targets: dict[str, Any],
+        shuffle_seed: int = 0,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> StepOutput:
         """Losses of one batch.
 
         Args:
             im_q: [N, 3, H, W] query views.
-            im_k: [N, 3, H, W] key views.
-            targets: `guide.prepare` of what the teacher saw of the query views; empty without a teacher.
+            im_k: [N, 3, H, W] key views; None where nothing is contrasted.
+            targets: `guide.prepare` of what the teacher saw; empty without a teacher.
             shuffle_seed: see `MoCo.forward`.
+            others: [N, 3, H, W] views that the query encoder sees too, with gradient, by name.
 
         Returns:
             The contrastive loss and those of the guide's terms; the share of queries whose own key is strictly
             nearer than the whole queue; the keys, to be enqueued after the backward pass.
         """
+        losses: dict[str, Tensor] = {}
+        shown: dict[str, Tensor] = {}
+        keys = None
         # contrastive loss; the guide watches the query encoder on the way
         with self.guide.watch() as seen:
-            logits, labels, keys = self.moco(im_q, im_k, shuffle_seed)  # [N, 1 + K]
-        contrastive = F.cross_entropy(logits, labels)
-        accuracy = self.nearer(logits).float().mean()
+            if self.contrasts:
+                logits, labels, keys = self.moco(im_q, im_k, shuffle_seed)  # [N, 1 + K]
+            else:
+                self.moco.encoder_q(im_q)
+        if self.contrasts:
+            losses["contrastive"] = self.weight * F.cross_entropy(logits, labels)
+            shown["accuracy"] = self.nearer(logits).float().mean()
 
         # losses of the guide
-        losses = {"contrastive": contrastive, **self.guide.losses(seen, targets)}
-        return StepOutput(losses, {"accuracy": accuracy}, keys)
+        for name, images in (others or {}).items():
+            with self.guide.watch() as seen.views[name]:
+                self.moco.encoder_q(images)
+        losses |= self.guide.losses(seen, targets)
+        if self.measuring:
+            losses = self._measure(losses, seen)
+        return StepOutput(losses, shown, keys)
+
+    def _measure(self, losses: dict[str, Tensor], seen: Seen) -> dict[str, Tensor]:
+        """Fill `measured`; the losses come back with the balance that was found."""
+        for name, rows in (("embedding", seen.output), ("feature", seen.feature)):
+            if rows is not None:
+                whole = gather_batch(rows.detach().float())
+                self.measured |= {f"{name}_rank": effective_rank(whole), f"{name}_spread": spread(whole)}
+        if self.gradients:
+            losses, norms = self.guide.balance(losses, seen, "contrastive")
+            self.measured |= {f"gradient_{name}": norm for name, norm in norms.items()}
+        return losses
 
     @torch.no_grad()
     def nearer(self, logits: Tensor) -> Tensor:
@@ -75,26 +129,57 @@ class GuidedMoCo(nn.Module):
         return seen.maps
 
 
-def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
-    """The student with its losses, freshly initialised from the run's seed, on the CPU.
+def build_method(config: PretrainConfig, teacher: Teacher | None, encoder: nn.Module | None = None) -> GuidedMoCo:
+    """The student with its losses, on the CPU.
+
+    Args:
+        config: of the run.
+        teacher: frozen, not yet folded.
+        encoder: the student with its projection head; None: freshly initialised from the run's seed.
 
     Raises:
         UserError: when the architectures do not fit each other or the image size.
     """
-    moco_config, mgd_config = config.moco, config.mgd
-    encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
-    moco = MoCo(
-        encoder,
-        moco_config.dim,
-        moco_config.queue_size,
-        moco_config.momentum,
-        moco_config.temperature,
-        seed=keyed_seed(config.seed, "queue"),
-        bn_splits=moco_config.bn_splits,
-    )
+    moco_config = config.moco
+    if encoder is None:
+        encoder = initial_encoder(config.student, moco_config.dim, moco_config.head_width, config.seed)
+    moco: MoCo | QueryEncoder
+    if moco_config.weight > 0:
+        moco = MoCo(
+            encoder, moco_config.dim, moco_config.queue_size, moco_config.momentum, moco_config.temperature,
+            seed=keyed_seed(config.seed, "queue"), bn_splits=moco_config.bn_splits,
+        )  # fmt: skip
+    else:
+        moco = QueryEncoder(encoder)
+        if moco_config.bn_splits > 1:
+            split_batch_norms(encoder, moco_config.bn_splits)
+    head = family_of(encoder).classifier
     if teacher is None:
-        return GuidedMoCo(moco, Guide(encoder))
+        return GuidedMoCo(moco, Guide(encoder, head=head), moco_config.weight)
+    taps: list[str] = []
+    terms: dict[str, nn.Module] = {}
+    if config.mgd.weight > 0:
+        taps, terms["mgd"] = matched_maps(config, encoder, teacher)
+    else:
+        teacher.read([])  # nobody looks at its maps
+    terms |= build_terms(config, feature_width(build_backbone(config.student)), teacher)
+    weights = {name: weight_of(settings, config.optim.epochs) for name, settings in chosen(config).items()}
+    method = GuidedMoCo(moco, Guide(encoder, taps, terms, weights, head), moco_config.weight)
+    if taps:
+        check_maps(method, teacher, config)
+    return method
+
+
+def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -> tuple[list[str], MatchedMaps]:
+    """ReLUs of the student that are tapped, and MGD on them, of the stages that both networks have.
+
+    Raises:
+        UserError: when the architectures do not fit each other.
+    """
+    mgd_config = config.mgd
     # the stages that both have, by their number
+    weighted = [tap for tap in stage_taps(encoder) if mgd_config.stage_weights[tap.stage - 1] > 0]
+    let_meet(teacher, encoder, weighted, config.data.image_size)
     read = {stage.stage: stage for stage in teacher.stages}
     taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
     teacher.read([read[tap.stage] for tap in taps])
@@ -108,12 +193,9 @@ def build_method(config: PretrainConfig, teacher: Teacher | None) -> GuidedMoCo:
         )
     except ValueError as error:
         raise UserError(f"{config.student} cannot learn from {config.teacher}: {error}") from error
-    if moco_config.bn_splits > 1:
-        split_batch_norms(mgd.norms, moco_config.bn_splits)
-    terms, weights = {"mgd": MatchedMaps(mgd, config.seed)}, {"mgd": mgd_config.weight}
-    method = GuidedMoCo(moco, Guide(encoder, [tap.relu for tap in taps], terms, weights))
-    check_maps(method, teacher, config)
-    return method
+    if config.moco.bn_splits > 1:
+        split_batch_norms(mgd.norms, config.moco.bn_splits)
+    return [tap.relu for tap in taps], MatchedMaps(mgd, config.seed)
 
 
 def check_maps(method: GuidedMoCo, teacher: Teacher, config: PretrainConfig) -> None:
@@ -144,7 +226,7 @@ def check_sizes(config: PretrainConfig, num_images: int) -> None:
             f"{config.data.train} holds {num_images} images, fewer than optim.batch_size {batch}: "
             "add images or lower the batch size"
         )
-    if queue % batch:
+    if config.moco.weight > 0 and queue % batch:
         raise UserError(
             f"moco.queue_size {queue} is not a multiple of optim.batch_size {batch}: "
             f"set it to {max(1, round(queue / batch)) * batch}, say"

@@ -18,20 +18,23 @@ from mgd_ssl.data.ring import ring_workers, view_batches
 from mgd_ssl.data.samples import CentreCrops, PretrainBatch, TwoViews, chosen_backend, decoding_of, view_policy
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.upload import Upload
+from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
-from mgd_ssl.distillation.term import Seen
 from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
-from mgd_ssl.networks.low_precision import HalfTeacher, teacher_dtype
+from mgd_ssl.networks.low_precision import half_teacher, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import GuidedMoCo
-from mgd_ssl.training.schedule import WarmupCosine
+from mgd_ssl.tasks.terms import bags_of
+from mgd_ssl.tasks.views import mix, taught, views_drawn
+from mgd_ssl.training.collapse import warning_of
+from mgd_ssl.training.schedule import Milestones, WarmupCosine
 from mgd_ssl.training.task import Event
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import broadcast, rank, world_size
@@ -56,11 +59,15 @@ class Pretraining:
         self.images, self.session, self.runtime = images, session, session.runtime
         self.steps_per_epoch = len(images) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
-        view_bytes = 2 * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.views = views_drawn(module.contrasts, module.guide.needs())
+        view_bytes = len(self.views) * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
         self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
-        self.in_step = self._in_step()
+        dtype = teacher_dtype(config.teacher_precision, self.runtime.precision, self.runtime.device)
+        self.sight = replace(self.runtime, precision=dtype)  # of the teacher in a step
+        self.in_step = half_teacher(teacher, dtype) if teacher is not None and dtype is not None else teacher
         self.account = self._account("train", images)
+        self.bags = bags_of(config, images)
         self.monitor = self._monitor()
         self.events = self._events()
         if config.runtime.compile:
@@ -75,33 +82,56 @@ class Pretraining:
         backend = chosen_backend(data.backend, self.runtime.device)
         logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
         dataset = TwoViews(self.images, view_policy(data), data.image_size, seed, backend)
+        dataset.alone, dataset.bags = self.views == ("query",), self.bags
         order = TrainingOrder(len(self.images), optim.batch_size, optim.epochs, seed, first_step, rank(), world_size())
         local_batch = optim.batch_size // world_size()
         with view_batches(dataset, order, local_batch, self.workers, self.runtime.device) as loader:
             yield loader
 
     def inputs(self, batch: PretrainBatch, step: int) -> tuple[Any, ...]:
-        """Views, the guide's targets, and the seed of shuffled BatchNorm."""
+        """Views, the guide's targets, the seed of shuffled BatchNorm, and views that the student sees too."""
         self.account.note(batch.unreadable)
-        im_q, im_k = self.upload.views(batch)  # [N, 3, H, W]
+        views = dict(zip(self.views, self.upload.views(batch), strict=False))  # [N, 3, H, W] each
+        epoch, seed = step / self.steps_per_epoch, self.config.seed
+        needs = self.guide.needs(epoch)
+        share = mix(views, seed, step) if "mixed" in needs.student else 1.0
         targets: dict[str, Any] = {}
         if self.in_step is not None:
+            with self.sight.autocast():
+                seen = taught(self.in_step, views, needs)
             with self.runtime.autocast():
-                targets = self.module.guide.prepare(Seen(self.in_step(im_q)), step)
-        return im_q, im_k, targets, keyed_seed(self.config.seed, "shuffle", step)
+                seen.epoch, seen.share = epoch, share
+                targets = self.guide.prepare(seen, step)
+        self.module.measuring = self._measures(step)
+        others = {name: views[name] for name in sorted(needs.student)}
+        return views["query"], views.get("key"), targets, keyed_seed(seed, "shuffle", step), others
+
+    def _measures(self, step: int) -> bool:
+        """Whether a step looks at gradients and at how evenly features spread; the first one sets the balance."""
+        due = step % self.config.terms.measure_every == 0
+        return due and (step > 0 or bool(self.guide.balanced))
 
     def after_step(self, carried: Any) -> None:
-        """Enqueue the keys."""
-        self.module.moco.enqueue(carried)
-        self.module.guide.after_step()
+        """Enqueue the keys; tell what was measured."""
+        if carried is not None:
+            self.module.moco.enqueue(carried)
+        self.guide.after_step()
+        if self.module.measured:
+            measured = {name: float(value) for name, value in self.module.measured.items()}
+            self.module.measured = {}
+            self.session.row("spread", {"epoch": self.session.step / self.steps_per_epoch, **measured})
+            if told := warning_of(measured):
+                logger.warning("step %d: %s", self.session.step, told)
 
     # between two epochs
 
     def _events(self) -> list[Event]:
         """Matching updates, then k-NN, both before the first step of an epoch; k-NN of the last state too."""
         config, epochs, events = self.config, self.config.optim.epochs, []
-        if self.teacher is not None:
-            updates = sorted({0, *chosen_matching_epochs(config.mgd.matching_epochs, epochs)} & set(range(epochs)))
+        if self.mgd is not None:
+            regular = chosen_matching_epochs(config.mgd.matching_epochs, epochs)
+            acting = [epoch for epoch in regular if "mgd" in self.guide.at(epoch)]
+            updates = sorted({int(config.mgd.from_epoch), *acting} & set(range(epochs)))
             events.append(Event("matching", self._starts(updates), self.rematch))
         if self.monitor is not None:
             evaluations = [*range(0, epochs, config.knn.every_epochs), epochs]
@@ -138,7 +168,7 @@ class Pretraining:
         tell(changes, epoch)
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
 
-    def _whole_batches(self, size: int) -> tuple[Maps, Maps]:
+    def _whole_batches(self, size: int) -> tuple[Maps[Tensor], Maps[Tensor]]:
         """Student and teacher for a matching update; compiled ones see batches of one size."""
         assert self.teacher is not None
         if not self.config.runtime.compile:
@@ -151,10 +181,12 @@ class Pretraining:
         share_norm_statistics(self.module.moco.encoder_q)  # every rank classifies a part, with what is saved
         teacher = None if self.teacher is None else trunk(self.teacher.backbone)
         student = trunk(self.module.moco.encoder_q)
-        return self.monitor.compare(student, self._initial_trunk, teacher, self.session.log, self.session.step)
+        random = self.session.step == 0 and self.config.student_weights is None
+        initial = None if random else self._initial_trunk
+        return self.monitor.compare(student, initial, teacher, self.session.log, self.session.step)
 
     def _initial_trunk(self) -> nn.Module:
-        """Of the student as the run began with it."""
+        """Of the student with random weights."""
         moco = self.config.moco
         encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
         return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
@@ -172,14 +204,14 @@ class Pretraining:
             "config": self.config.model_dump(mode="json"),
             "epoch": self.session.step // self.steps_per_epoch,
             "state_dict": {f"module.{name}": value for name, value in self.module.moco.state_dict().items()},
-            "guide": self.module.guide.state_dict(),
+            "guide": self.guide.state_dict(),
             "knn": self.monitor.state() if self.monitor is not None else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.module.moco.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
-        self.module.guide.load_state_dict(state["guide"])
+        self.guide.load_state_dict(state["guide"])
         if self.monitor is not None and state["knn"] is not None:
             self.monitor.load(state["knn"])
 
@@ -197,18 +229,16 @@ class Pretraining:
     # parts
 
     @property
+    def guide(self) -> Guide:
+        """What the teacher says as loss terms."""
+        return self.module.guide
+
+    @property
     def mgd(self) -> MGD | None:
         """The matching of the guide, if it has one."""
-        terms = dict(self.module.guide.named_terms())
+        terms = dict(self.guide.named_terms())
         matched = terms.get("mgd")
         return matched.mgd if isinstance(matched, MatchedMaps) else None
-
-    def _in_step(self) -> Teacher | HalfTeacher | None:
-        """The teacher that sees the query views."""
-        if self.teacher is None:
-            return None
-        dtype = teacher_dtype(self.config.teacher_precision, self.runtime.precision, self.runtime.device)
-        return self.teacher if dtype is None else HalfTeacher(self.teacher, dtype)
 
     def _account(self, name: str, images: Images) -> SkippedFiles:
         path = self.session.out / f"skipped_{name}.jsonl"
@@ -226,11 +256,12 @@ class Pretraining:
         )  # fmt: skip
 
     def _compile(self) -> None:
-        networks = [self.module.moco.encoder_q, self.module.moco.encoder_k]
-        if self.teacher is not None:
-            networks.append(self.teacher.backbone)
-        if isinstance(self.in_step, HalfTeacher):
-            networks.append(self.in_step.teacher.backbone)
+        self.module.gradients = False  # compiled backward passes keep nothing for a second one
+        moco = self.module.moco
+        networks = [moco.encoder_q, moco.encoder_k] if self.module.contrasts else [moco.encoder_q]
+        if self.teacher is not None and self.in_step is not None:
+            # one for matching, the other in steps, where they are not the same
+            networks += [teacher.backbone for teacher in {id(t): t for t in (self.teacher, self.in_step)}.values()]
         for network in networks:
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
@@ -240,7 +271,8 @@ class Pretraining:
 def update_of(config: PretrainConfig, task: Pretraining) -> Update:
     """SGD with warm-up and cosine, on all of the task's module."""
     optim = config.optim
-    schedule = WarmupCosine(optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule)
+    cosine = WarmupCosine(optim.lr, optim.epochs, task.steps_per_epoch, optim.warmup_epochs, optim.lr_schedule)
+    schedule = Milestones(cosine, optim.milestones, optim.lr_factor) if optim.milestones else cosine
     optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
     return Update(task.module, optimizer, schedule, task.runtime)
 

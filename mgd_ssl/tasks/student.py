@@ -12,20 +12,18 @@ from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.low_precision import has_native_bfloat16
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import md5_of
 from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import (
     as_begun,
     check_same,
     damaged_description,
-    find_weights,
     nothing_trained,
     run_folder,
     saved_description,
-    unfinished,
 )
 from mgd_ssl.run.lock import JOBS, in_use
 from mgd_ssl.run.log import logger
@@ -34,8 +32,11 @@ from mgd_ssl.run.result import damage, read_result, write_result
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.settings import defaults, differences, flattened, free_keys
+from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
+from mgd_ssl.tasks.teachers import credit, load_teacher, tell_teacher, told_of
+from mgd_ssl.tasks.terms import bags_of, check_terms, wants_head
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -56,6 +57,7 @@ class PretrainResult:
     epochs: int
     steps: int
     knn: dict[str, float]  # top1, top5, random_top1, ..., teacher_top1, ... in percent; empty without k-NN
+    teacher: dict[str, Any] | None = None  # its file, whose it is, and the licence of its weights
 
 
 ENCODER = "encoder.pt"
@@ -89,39 +91,41 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         steps = config.optim.epochs * (len(images) // config.optim.batch_size)
         decided = {"runtime": settled(config.runtime, runtime, steps), "teacher_precision": of_teacher(config, runtime)}
         config = config.model_copy(update=decided)
-        teacher = load_teacher(config)
-        method = build_method(config, teacher)
+        check_terms(config)
+        teacher = load_teacher(config, with_head=wants_head(config))
+        begun = begin(config)
+        method = build_method(config, teacher, begun.encoder)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        with run_folder(out, description(config, images, teacher), check_same_run, finished_run) as finished:
+        described = description(config, images, teacher, begun.report)
+        with run_folder(out, described, check_same_run, finished_run) as finished:
             if finished is not None:
                 return PretrainResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
             for module in (method, teacher):
                 if module is not None:
                     module.to(runtime.device).to(memory_format=runtime.memory_format)
-            return run(config, images, teacher, method, runtime)
+            return run(config, images, (begun, teacher), method, runtime)
 
 
 def run(
     config: PretrainConfig,
     images: Images,
-    teacher: Teacher | None,
+    networks: tuple[BegunEncoder, Teacher | None],
     method: GuidedMoCo,
     runtime: Runtime,
 ) -> PretrainResult:
     """Train from the newest whole checkpoint in the run's folder, or from the start, to the end."""
-    out = config.out
+    out, (begun, teacher) = config.out, networks
     told = on_rank_zero(lambda: damage(out, RESULT, ENCODER))
     optim, steps_per_epoch = config.optim, len(images) // config.optim.batch_size
     with Session(out, optim.epochs * steps_per_epoch, runtime, config.checkpoint.keep) as session:
         if told:
             logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         logger.info("%s", summary(config, images, runtime))
-        if world_size() * config.moco.bn_splits == 1:
+        if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
-        if teacher is not None:
-            logger.info("teacher %s", teacher.report)
-            warn_of_unfinished(config, teacher)
+        tell_beginning(begun)
+        tell_teacher(config, teacher)
         task = Pretraining(config, method, teacher, images, session)
         pace = Pace(
             optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
@@ -139,24 +143,13 @@ def of_teacher(config: PretrainConfig, runtime: Runtime) -> str:
     return "bfloat16" if has_native_bfloat16(runtime.device) else "float32"
 
 
-def load_teacher(config: PretrainConfig) -> Teacher | None:
-    """The teacher from the file that rank 0 finds: in the folder of a run under way, others might find a newer one."""
-    path = config.teacher
-    return None if path is None else Teacher.load(on_rank_zero(lambda: find_weights(path)), config.teacher_arch)
-
-
-def warn_of_unfinished(config: PretrainConfig, teacher: Teacher) -> None:
-    """Say so when the teacher's folder is that of a run that has not come to its end."""
-    assert config.teacher is not None and teacher.report is not None
-    if config.teacher.is_dir() and (step := unfinished(teacher.report.path)):
-        logger.warning("the teacher's run %s is unfinished: its weights are those of %s", config.teacher, step)
-
-
 def finish(task: Pretraining, session: Session) -> PretrainResult:
     """Last k-NN, then the student as a plain torchvision state dict, and the result."""
     left, weights = task.finish()
     out, encoder = session.out, session.out / ENCODER
-    result = PretrainResult(str(out), str(encoder), task.config.optim.epochs, session.step, **left)
+    result = PretrainResult(
+        str(out), str(encoder), task.config.optim.epochs, session.step, teacher=credit(task.teacher), **left
+    )
 
     def write() -> None:
         session.log.synced_bytes()  # a finished run has all its rows
@@ -168,16 +161,17 @@ def finish(task: Pretraining, session: Session) -> PretrainResult:
     return result
 
 
-def description(config: PretrainConfig, images: Images, teacher: Teacher | None) -> dict[str, Any]:
+def description(
+    config: PretrainConfig, images: Images, teacher: Teacher | None, begun: LoadReport | None = None
+) -> dict[str, Any]:
     """What a run is, as saved in its `config.json`."""
-    report, taught_by = teacher.report if teacher is not None else None, None
-    if report is not None:
-        md5 = on_rank_zero(lambda: md5_of(report.path))
-        taught_by = {"arch": report.arch, "sha256": report.sha256, "prefix": report.prefix, "md5": md5}
+    bags = bags_of(config, images)
     return {
         "config": config.model_dump(mode="json"),
         "data": {"num_images": len(images), "fingerprint": images.fingerprint()},
-        "teacher": taught_by,
+        "student_weights": told_of(begun),
+        "teacher": None if teacher is None else told_of(teacher.report),
+        "bags": bags and bags.sha256,
         "environment": environment(),
     }
 
@@ -211,9 +205,13 @@ def finished_result(out: Path, keys: Sequence[str]) -> dict[str, Any] | None:
 def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise UserError when a folder's run had other settings, images or another teacher."""
     changed = differences(completed(old["config"]), new["config"], FREE_KEYS)
-    if identity(old["teacher"]) != identity(new["teacher"]):
-        told = [run["teacher"] and f"{run['teacher']['arch']} {run['teacher']['sha256'][:12]}" for run in (old, new)]
-        changed.append(f"teacher: {told[0]} -> {told[1]}")
+    for whose in ("student_weights", "teacher"):
+        before, now = old.get(whose), new[whose]
+        if identity(before) != identity(now):
+            told = [each and f"{each['arch']} {each['sha256'][:12]}" for each in (before, now)]
+            changed.append(f"{whose}: {told[0]} -> {told[1]}")
+    if old.get("bags") != new["bags"]:
+        changed.append("the bags of terms.bingo.bags: others by their SHA-256")
     if old["data"] != new["data"]:
         counts = [run["data"]["num_images"] for run in (old, new)]
         changed.append(f"the images of data.train: {counts[0]} -> {counts[1]}, or other names")

@@ -99,8 +99,9 @@ class Record:
         self.meter.reset()
 
     def save_due(self) -> bool:
-        """At the end of every epoch and every so many steps."""
-        return self.session.step % self.pace.steps_per_epoch == 0 or self.session.step % self.pace.save_every == 0
+        """At the end of every epoch and of the run, and every so many steps."""
+        step, pace = self.session.step, self.pace
+        return step % pace.steps_per_epoch == 0 or step % pace.save_every == 0 or step == self.session.total_steps
 
     def save(self, task: Task, update: Update) -> None:
         """Write a checkpoint, if losses and weights so far are finite."""

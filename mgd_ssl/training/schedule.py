@@ -27,6 +27,22 @@ class WarmupCosine:
 
 
 @dataclass(frozen=True)
+class Milestones:
+    """The warm-up of a schedule, then steps down in place of its cosine."""
+
+    warmup: WarmupCosine
+    milestones: tuple[int, ...]  # epochs from which on it is another `factor` lower
+    factor: float
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        epoch = step // self.warmup.steps_per_epoch
+        if step / self.warmup.steps_per_epoch < self.warmup.warmup_epochs:
+            return self.warmup(step)
+        return self.warmup.peak * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
 class WarmupDecay:
     """Linear warm-up over whole epochs, then steps down, a power of what is left, or a cosine, as supervised training
     has them; steps down and powers by epoch."""

@@ -15,7 +15,7 @@ from mgd_ssl.data.pack import pack
 from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.accuracy import Accuracy
-from mgd_ssl.evaluation.features import extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor
 from mgd_ssl.evaluation.knn import knn_accuracies
 from mgd_ssl.networks.backbones import build_backbone, trunk
 from mgd_ssl.networks.weights import load_backbone
@@ -88,7 +88,7 @@ def test_numbers_are_those_of_the_monitor_protocol(run: Path, knn: Command, imag
     sets = scan_labelled(image_folder / "train", image_folder / "val")
     network = trunk(load_backbone(run / "encoder.pt")[0])
     bank, queries = (
-        extract_features(network, labelled, np.arange(len(labelled.images)), CPU, image_size=48)
+        FeatureExtractor(network, CPU, 48)(labelled, np.arange(len(labelled.images)))
         for labelled in sets
     )  # fmt: skip
     accuracy = knn_accuracies(bank, queries, [7], [0.07])[7, 0.07]

@@ -20,7 +20,7 @@ from mgd_ssl.data.samples import Backend, CentreCrops, EvalBatch, PretrainBatch,
 from mgd_ssl.data.unreadable import SkippedFiles
 from mgd_ssl.data.views_device import finish_views
 from mgd_ssl.errors import UserError
-from moco import ViewPolicy, draw_view, render_view
+from moco import ViewKey, ViewPolicy, draw_view, render_view
 from tests.conftest import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -184,7 +184,7 @@ def test_views_are_those_drawn_and_rendered_for_their_address(tmp_path: Path) ->
     for row, index in enumerate((2, 0)):
         image = dataset.images.open(index)
         for v, tensor in enumerate((batch.im_q, batch.im_k)):
-            view = draw_view(ViewPolicy(), *image.size, seed=5, epoch=4, index=index, view=v)
+            view = draw_view(ViewPolicy(), *image.size, ViewKey(seed=5, epoch=4, image=index, view=v))
             assert np.array_equal(tensor[row].numpy(), np.asarray(render_view(image, view, 32)))
 
 
@@ -260,7 +260,7 @@ def test_a_replacement_is_seen_in_the_view_of_its_own_address(photos: Path) -> N
     dataset = two_views(photos)
     stand_in = int(CentreCrops(dataset.images, 32, seed=0).__getitems__([7]).indices[0])
     image = dataset.images.open(stand_in)
-    view = draw_view(ViewPolicy(), *image.size, seed=0, epoch=2, index=7, view=0)
+    view = draw_view(ViewPolicy(), *image.size, ViewKey(seed=0, epoch=2, image=7, view=0))
     expected = np.asarray(render_view(image, view, 32))
     assert np.array_equal(dataset.__getitems__([(2, 7)]).im_q[0].numpy(), expected)
 

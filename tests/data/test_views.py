@@ -12,7 +12,7 @@ from PIL import Image
 from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.data.views_cpu import cut_view, render_view_fast
 from mgd_ssl.data.views_device import Finishing, finish_views
-from moco import View, ViewPolicy, draw_view, render_view
+from moco import View, ViewKey, ViewPolicy, draw_view, render_view
 from moco.augment import box_radius
 
 Pixels = NDArray[np.uint8]
@@ -60,7 +60,7 @@ def uniform(low: float, high: float) -> list[float]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resize_is_pils(backend: str) -> None:
-    drawn = [draw_view(ViewPolicy(), 500, 375, seed=0, epoch=0, index=i, view=0) for i in range(COUNT)]
+    drawn = [draw_view(ViewPolicy(), 500, 375, ViewKey(seed=0, epoch=0, image=i, view=0)) for i in range(COUNT)]
     views = [PLAIN._replace(left=v.left, top=v.top, width=v.width, height=v.height, flip=v.flip) for v in drawn]
     assert {view.flip for view in views} == {False, True}
     assert difference(backend, views, shape=(500, 375)) < RESIZE
@@ -107,7 +107,7 @@ def test_an_operation_is_pils(backend: str, operation: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_whole_chain_is_pils(backend: str, recipe: str) -> None:
-    views = [draw_view(RECIPES[recipe], 500, 375, seed=3, epoch=0, index=i, view=0) for i in range(2 * COUNT)]
+    views = [draw_view(RECIPES[recipe], 500, 375, ViewKey(seed=3, epoch=0, image=i, view=0)) for i in range(2 * COUNT)]
     assert difference(backend, views, shape=(500, 375)) < CHAIN
 
 
@@ -134,7 +134,7 @@ def test_every_order_of_operations_is_honoured(backend: str) -> None:
 def test_tiny_images_and_strips_are_pils(backend: str, size: tuple[int, int], recipe: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     for index in range(6):
-        view = draw_view(RECIPES[recipe], *size, seed=0, epoch=0, index=index, view=0)
+        view = draw_view(RECIPES[recipe], *size, ViewKey(seed=0, epoch=0, image=index, view=0))
         expected = np.asarray(render_view(Image.fromarray(pixels), view, 32)).astype(int)
         found = BACKENDS[backend](pixels, view, 32)
         assert np.abs(expected - found).mean() < 2 * CHAIN  # pure noise, where hue is at its roughest
@@ -145,13 +145,13 @@ def test_rendering_leaves_the_pixels_as_they_are(backend: str) -> None:
     pixels = pictures(224, 224)[0]
     before = pixels.copy()
     for index in range(5):
-        BACKENDS[backend](pixels, draw_view(ViewPolicy(), 224, 224, seed=0, epoch=0, index=index, view=0), 64)
+        BACKENDS[backend](pixels, draw_view(ViewPolicy(), 224, 224, ViewKey(seed=0, epoch=0, image=index, view=0)), 64)
     assert np.array_equal(pixels, before)
 
 
 def test_a_view_finished_in_a_batch_is_the_one_finished_alone() -> None:
     pixels = torch.from_numpy(np.stack(pictures(64, 64) * 3))
-    views = [draw_view(ViewPolicy(), 64, 64, seed=0, epoch=0, index=i, view=0) for i in range(len(pixels))]
+    views = [draw_view(ViewPolicy(), 64, 64, ViewKey(seed=0, epoch=0, image=i, view=0)) for i in range(len(pixels))]
     rows = torch.tensor(views, dtype=torch.float32)
     together = finish_views(pixels, rows, 2.0)
     for i in range(len(pixels)):
@@ -162,7 +162,7 @@ def test_a_view_finished_in_a_batch_is_the_one_finished_alone() -> None:
 def test_without_any_blur_there_is_nothing_to_pay_for_it() -> None:
     assert (ViewPolicy().max_sigma, ViewPolicy.v1().max_sigma) == (2.0, 0.0)
     pixels = torch.from_numpy(np.stack(pictures(64, 64)))
-    views = [draw_view(ViewPolicy.v1(), 64, 64, seed=0, epoch=0, index=i, view=0) for i in range(len(pixels))]
+    views = [draw_view(ViewPolicy.v1(), 64, 64, ViewKey(seed=0, epoch=0, image=i, view=0)) for i in range(len(pixels))]
     rows = torch.tensor(views, dtype=torch.float32)
     assert torch.equal(finish_views(pixels, rows, 0.0), finish_views(pixels, rows, 2.0))
 
@@ -177,7 +177,7 @@ def test_finishing_compiles_without_a_break_and_an_operation_once(monkeypatch: p
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     torch._dynamo.reset()
     pixels = torch.from_numpy(np.stack(pictures(64, 64)))
-    views = [draw_view(ViewPolicy(), 64, 64, seed=0, epoch=0, index=i, view=0) for i in range(4)]
+    views = [draw_view(ViewPolicy(), 64, 64, ViewKey(seed=0, epoch=0, image=i, view=0)) for i in range(4)]
     rows = torch.tensor(views, dtype=torch.float32)
     for number, max_sigma in enumerate((2.0, 5.0), start=1):
         compiled = Finishing(max_sigma, compiled=True, last=lambda pixels: 2 * pixels.int())

@@ -10,7 +10,7 @@ from PIL import Image
 
 import mgd_ssl.commands.demo as demo
 from mgd_ssl.demo import study
-from mgd_ssl.demo.textures import TEXTURES, make_image, make_image_set
+from mgd_ssl.demo.textures import TEXTURES, ImageSet, make_image
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -19,13 +19,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_image_set_is_a_function_of_its_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        make_image_set(tmp_path / name, seed, classes=4, train_per_class=3, val_per_class=2)
+        ImageSet(seed, classes=4, train_per_class=3, val_per_class=2).write(tmp_path / name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
 def test_image_set_has_the_imagenet_layout(tmp_path: Path) -> None:
-    make_image_set(tmp_path, classes=len(TEXTURES), train_per_class=2, val_per_class=1, size=40)
+    ImageSet(classes=len(TEXTURES), train_per_class=2, val_per_class=1, size=40).write(tmp_path)
     for split, count in (("train", 2), ("val", 1)):
         assert sorted(folder.name for folder in (tmp_path / split).iterdir()) == sorted(t.__name__ for t in TEXTURES)
         for folder in (tmp_path / split).iterdir():
@@ -41,9 +41,9 @@ def test_textures_have_contrast_and_differ_from_image_to_image(texture: object) 
     assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(images)) > 5
 
 
-def test_unknown_number_of_classes(tmp_path: Path) -> None:
+def test_unknown_number_of_classes() -> None:
     with pytest.raises(ValueError, match="from 2 to 16"):
-        make_image_set(tmp_path, classes=17)
+        ImageSet(classes=17)
 
 
 def test_demo_ends_with_a_table_and_a_picture_and_does_not_repeat_itself(

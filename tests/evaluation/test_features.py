@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.sources import Labelled
-from mgd_ssl.evaluation.features import Rows, extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor, Rows
 from mgd_ssl.run.runtime import Runtime
 from tests.conftest import write_images
 
@@ -50,10 +50,8 @@ def test_features_are_those_computed_by_hand(normalise: bool, tmp_path: Path) ->
     network = Colours().train()
     network.frozen.eval()
     indices = np.array([1, 2, 5, 8])
-    found = extract_features(
-        network, Labelled(ImageList.scan(tmp_path), np.arange(9) * 3), indices, CPU,
-        image_size=28, reading=Reading(batch_size=3), normalise=normalise,
-    )  # fmt: skip
+    labelled = Labelled(ImageList.scan(tmp_path), np.arange(9) * 3)
+    found = FeatureExtractor(network, CPU, 28, normalise)(labelled, indices, Reading(batch_size=3))
     expected = np.stack([by_hand(paths[index]) for index in indices])
     if normalise:
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -66,10 +64,8 @@ def test_the_stand_in_of_an_unreadable_image_brings_its_own_label(tmp_path: Path
     paths = write_images(tmp_path, 9)
     whole = np.stack([by_hand(path) for path in paths])
     paths[4].write_bytes(b"no image")
-    found = extract_features(
-        Colours(), Labelled(ImageList.scan(tmp_path), np.arange(9) * 3), np.arange(9), CPU,
-        image_size=28, normalise=False,
-    )  # fmt: skip
+    labelled = Labelled(ImageList.scan(tmp_path), np.arange(9) * 3)
+    found = FeatureExtractor(Colours(), CPU, 28, normalise=False)(labelled, np.arange(9))
     stand_in = int(np.abs(whole - found.values[4]).sum(axis=1).argmin())
     assert stand_in != 4
     assert found.labels.tolist() == [0, 3, 6, 9, 3 * stand_in, 15, 18, 21, 24]

@@ -10,7 +10,7 @@ import torch
 
 from mgd_ssl.data.order import few_labels
 from mgd_ssl.errors import UserError
-from mgd_ssl.evaluation import knn
+from mgd_ssl.evaluation import knn, search
 from mgd_ssl.evaluation.accuracy import Accuracy
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.evaluation.knn import knn_accuracies, knn_accuracy, prefix_votes, searched
@@ -80,8 +80,9 @@ def test_result_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -
     bank, queries = features(200, 9, seed=3), features(101, 9, seed=4)
     whole = knn_accuracies(bank, queries, [1, 20], [0.07])
     for chunk in (1, 10, 100, 101):
-        for name in ("CHUNK", "CPU_CHUNK", "CPU_BANK_CHUNK"):
-            monkeypatch.setattr(knn, name, chunk)
+        monkeypatch.setattr(knn, "CHUNK", chunk)
+        for name in ("CPU_CHUNK", "CPU_BANK_CHUNK"):
+            monkeypatch.setattr(search, name, chunk)
             assert knn_accuracies(bank, queries, [1, 20], [0.07]) == whole
 
 
@@ -155,9 +156,9 @@ def test_a_process_has_one_set_of_resources_on_the_gpu(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(faiss, "StandardGpuResources", resources, raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
-    monkeypatch.setattr(knn, "_has_gpu", lambda device: True)
-    monkeypatch.setattr(knn, "GPU_CHUNK", 5)
-    knn._gpu_resources.cache_clear()
+    monkeypatch.setattr(search, "_faiss_gpu", lambda device: faiss)
+    monkeypatch.setattr(search, "GPU_CHUNK", 5)
+    search._gpu_resources.cache_clear()
     assert knn_accuracy(bank, queries, 4, 0.1, torch.device("cuda", 0)) == expected
     assert len(made) == 1
-    knn._gpu_resources.cache_clear()
+    search._gpu_resources.cache_clear()

@@ -12,10 +12,10 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import CROP_AND_FLIP
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.frozen import FrozenBackbone
-from mgd_ssl.networks.weights import LoadReport
 from mgd_ssl.run.runtime import Runtime
-from moco import draw_view, render_view
+from moco import ViewKey, draw_view, render_view
 from tests.conftest import write_images
 from tests.runs import Noted
 
@@ -54,7 +54,7 @@ def test_a_live_crop_is_that_of_its_epoch_and_image(tmp_path: Path) -> None:
     crops: dict[int, list[Tensor]] = {}
     for (epoch, index), features, label in zip([key for batch in keys for key in batch], x, y.tolist(), strict=True):
         image = live.images.open(index)
-        view = draw_view(CROP_AND_FLIP, *image.size, seed=7, epoch=epoch, index=index, view=0)
+        view = draw_view(CROP_AND_FLIP, *image.size, ViewKey(seed=7, epoch=epoch, image=index, view=0))
         pixels = torch.from_numpy(np.array(render_view(image, view, 24)))[None]
         assert torch.equal(features, live.upload.images(pixels).flatten())
         assert label == 10 * index

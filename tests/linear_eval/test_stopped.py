@@ -14,7 +14,7 @@ import pytest
 from linear_eval import feature_cache as cache
 from linear_eval import linear
 from linear_eval.heads import Heads
-from mgd_ssl.evaluation.features import Features, extract_features
+from mgd_ssl.evaluation.features import FeatureExtractor, Features
 from tests.linear_eval.conftest import BASE, write_protocol
 from tests.runs import command, ended, flags, processes, wait_for
 
@@ -48,7 +48,7 @@ def small_parts() -> None:
 def hold_part(part: int, flag: Path) -> None:
     """Have this process wait before a part of the features."""
     small_parts()
-    cache.extract_features = wait_at(part, flag, extract_features)  # type: ignore[attr-defined]
+    FeatureExtractor.__call__ = wait_at(part, flag, FeatureExtractor.__call__)  # type: ignore[method-assign]
 
 
 def start(settings: dict[str, Any], stderr: Path, *prepare: Any) -> ForkServerProcess:

@@ -12,7 +12,7 @@ import torchvision.transforms.functional as v1
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from moco.augment import COLOUR_ORDERS, View, ViewPolicy, draw_view, render_view
+from moco.augment import COLOUR_ORDERS, View, ViewKey, ViewPolicy, draw_view, render_view
 
 COUNT = 20_000
 KS_LIMIT = 1.63 * math.sqrt(2 / COUNT)  # two samples, 1 %
@@ -23,7 +23,7 @@ def draw(
     index: int = 0, *, policy: ViewPolicy | None = None, size: tuple[int, int] = (500, 375), **address: int
 ) -> View:
     key = {"seed": 1, "epoch": 0, "view": 0, **address}
-    return draw_view(policy or ViewPolicy(), *size, index=index, **key)
+    return draw_view(policy or ViewPolicy(), *size, ViewKey(image=index, **key))
 
 
 @cache

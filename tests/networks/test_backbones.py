@@ -9,6 +9,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone, build_encoder, stage_taps, trunk
+from mgd_ssl.networks.taps import FeatureTaps
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
 
@@ -18,7 +19,10 @@ def on_meta(name: str) -> ResNet:
         return build_backbone(name)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+RESNETS = [name for name in BACKBONES if "resne" in name]
+
+
+@pytest.mark.parametrize("name", RESNETS)
 def test_taps_are_the_last_block_of_each_stage(name: str) -> None:
     network = on_meta(name)
     channels = []
@@ -37,6 +41,33 @@ def test_taps_are_the_last_block_of_each_stage(name: str) -> None:
         assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == tap.channels
         norms = [n for n, child in last[1].named_children() if isinstance(child, nn.BatchNorm2d)]
         assert tap.norm == f"{stage}.{last[0]}.{norms[-1]}"
+
+
+READ = {  # maps before a ReLU for an image of 64 pixels: edge and channels of stages 1 to 4
+    "mobilenet_v1": [(16, 128), (8, 256), (4, 512), (2, 1024)],
+    "mobilenet_v2": [(16, 144), (8, 192), (4, 384), (2, 960)],
+    "mobilenet_v2_moved_stride": [(8, 192), (4, 384), (2, 960)],
+    "shufflenet_v2_x0_5": [(8, 48), (4, 96), (2, 192)],
+    "shufflenet_v2_x1_0": [(8, 116), (4, 232), (2, 464)],
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_mobile_networks_are_read_before_a_relu(name: str) -> None:
+    torch.manual_seed(0)
+    network, taps = build_backbone(name).eval(), stage_taps(build_backbone(name))
+    rectified: dict[str, torch.Tensor] = {}
+    for tap in taps:
+        relu = network.get_submodule(tap.relu)
+        assert isinstance(relu, nn.ReLU | nn.ReLU6)
+        relu.register_forward_hook(lambda module, inputs, output, name=tap.relu: rectified.update({name: output}))
+    with torch.no_grad(), FeatureTaps(network, [tap.relu for tap in taps]).record() as maps:
+        network(torch.randn(2, 3, 64, 64))
+    assert [(map_.shape[3], map_.shape[1]) for map_ in maps] == READ[name]
+    assert [64 // 2 ** (tap.stage + 1) for tap in taps] == [map_.shape[2] for map_ in maps]
+    for tap, map_ in zip(taps, maps, strict=True):
+        assert map_.min() < 0 and tap.channels == map_.shape[1]
+        assert torch.equal(network.get_submodule(tap.relu)(map_), rectified[tap.relu])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgd_ssl.networks import low_precision
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.networks.low_precision import HalfTeacher, has_native_bfloat16, teacher_dtype
+from mgd_ssl.networks.low_precision import half_teacher, has_native_bfloat16, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -44,11 +44,11 @@ def test_maps_are_those_of_autocast_bit_for_bit(folded: bool) -> None:
     before = {name: value.clone() for name, value in whole.state_dict().items()}
     images = torch.randn(4, 3, 32, 32)
     full = whole(images)
-    half = HalfTeacher(whole, torch.bfloat16)
+    half = half_teacher(whole, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = whole(images)
-    with Casts() as casts:
-        found = half(images)
+        with Casts() as casts:
+            found = half(images)
     assert casts.count == 1  # the images
     for one, other, exact in zip(found, expected, full, strict=True):
         assert one.dtype == torch.bfloat16

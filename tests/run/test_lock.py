@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mgd_ssl import posix_locks
 from mgd_ssl.errors import UserError
 from mgd_ssl.run import lock as lock_module
 from mgd_ssl.run.lock import in_use, take
@@ -24,7 +25,7 @@ file = open(sys.argv[1], "r+")
 print(lock.take(file), flush=True)
 sys.stdin.read()
 """
-SHARE = HOLD.replace("take(file)", "_try(file, 'LOCK_SH')")  # what a question is elsewhere, for longer
+SHARE = HOLD.replace("take(file)", "locked(file, 'LOCK_SH')")  # what a question is elsewhere, for longer
 # one of the two speaks: under PYTHONUNBUFFERED lines of two processes mix in one pipe
 FORK = HOLD.replace("sys.stdin.read()", "child = os.fork()\nif child: print(child, flush=True)\nsys.stdin.read()")
 
@@ -151,6 +152,7 @@ def test_without_such_locks_wsl_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / ".lock").touch()
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     on("win32", monkeypatch)
+    monkeypatch.setattr(posix_locks, "sys", SimpleNamespace(platform="win32"))
     for ask in (in_use, lambda out: could_take(out / ".lock")):
         with pytest.raises(UserError, match=r"^this system \(win32\) has no POSIX locks: on Windows, use WSL2$"):
             ask(tmp_path)

@@ -403,7 +403,7 @@ def test_file_in_place_of_the_folder_is_refused(image_folder: Path, tmp_path: Pa
 # stopped between two epochs
 
 
-@pytest.mark.parametrize("what", ["rematch", "extract_features"])
+@pytest.mark.parametrize("what", ["rematch", "FeatureExtractor"])
 def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
     what: str, image_folder: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +412,7 @@ def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
 
     k_nn = {"train": image_folder / "train", "val": image_folder / "val", "every_epochs": 1, "k": 3}
     settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, knn=k_nn)
-    owner, name = (GuidedMoCo, "student_maps") if what == "rematch" else (monitor, "extract_features")
+    owner, name = (GuidedMoCo, "student_maps") if what == "rematch" else (monitor, "FeatureExtractor")
     original, calls = getattr(owner, name), list[int]()
 
     def signalled(*args: Any, **kwargs: Any) -> Any:

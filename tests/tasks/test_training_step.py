@@ -45,7 +45,7 @@ def watched_run(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What was noted of every step of a run."""
     steps: list[dict[str, Any]] = []
     ask, update = Pretraining.inputs, Update.__call__
-    encode_keys, forward, teach = MoCo.encode_keys, MoCo.forward, Teacher.forward
+    encode_keys, forward, teach = MoCo.encode_keys, MoCo.forward, Teacher.watched
 
     def asking(self: Pretraining, batch: PretrainBatch, finished: int) -> tuple[Any, ...]:
         steps.append({"mode": self.module.training, "queries": self.upload.views(batch)[0], "taught": []})
@@ -65,7 +65,7 @@ def watched_run(settings: dict[str, Any]) -> list[dict[str, Any]]:
         steps[-1] |= {"im_q": im_q, "queue": self.queue.clone()}
         return forward(self, im_q, im_k, shuffle_seed)
 
-    def teaching(self: Teacher, images: Tensor) -> list[Tensor]:
+    def teaching(self: Teacher, images: Tensor) -> Any:
         if steps:
             steps[-1]["taught"].append(images)
         return teach(self, images)
@@ -75,7 +75,7 @@ def watched_run(settings: dict[str, Any]) -> list[dict[str, Any]]:
         monkeypatch.setattr(Update, "__call__", step)
         monkeypatch.setattr(MoCo, "encode_keys", encoding)
         monkeypatch.setattr(MoCo, "forward", contrasting)
-        monkeypatch.setattr(Teacher, "forward", teaching)
+        monkeypatch.setattr(Teacher, "watched", teaching)
         pretrain(**settings)
     return steps
 
@@ -103,7 +103,7 @@ def test_random_drop_draws_anew_in_every_step(image_folder: Path, tmp_path: Path
     stepper, [batch] = stepper_for(settings, 1)
 
     def drawn(step: int) -> list[Tensor]:
-        _, _, targets, _ = stepper.task.inputs(batch, step)
+        targets = stepper.task.inputs(batch, step)[2]
         return [target.map.clone() for target in targets["mgd"]]
 
     first = drawn(0)

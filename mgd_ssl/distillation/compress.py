@@ -1,0 +1,64 @@
+"""CompRess with one queue as a term: the student stands to past images as the teacher does."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgd_ssl.distillation.queue import Queue
+from mgd_ssl.distillation.term import Needs, Seen
+
+
+class CompressTarget(NamedTuple):
+    """What the teacher says of a batch."""
+
+    log_shares: Tensor  # [N, K] logarithm of its softened similarities to the anchors
+
+
+class CompRess(nn.Module):
+    """Section 3.1 of https://arxiv.org/abs/2010.14713 (1q): KL of softened similarities to anchors.
+
+    The anchors are features of the teacher for earlier images; a linear map brings the student's feature into its
+    space, so any backbone can teach.
+
+    Args:
+        head: the map, [N, d] -> [N, D_t].
+        teacher_width: D_t.
+        queue_size: K anchors; a multiple of the global batch.
+        temperature: of both networks.
+        seed: of the queue's first content.
+    """
+
+    needs = Needs()
+
+    def __init__(
+        self, head: nn.Module, teacher_width: int, queue_size: int, temperature: float = 0.04, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.head, self.temperature = head, temperature
+        self.queue = Queue(teacher_width, queue_size, seed)
+        self._newest: Tensor | None = None
+
+    @torch.no_grad()
+    def prepare(self, teacher: Seen, step: int) -> CompressTarget:
+        """The teacher's similarities to the anchors, softened."""
+        assert teacher.feature is not None
+        with torch.autocast(teacher.feature.device.type, enabled=False):
+            self._newest = F.normalize(teacher.feature.float(), dim=1)  # [N, D_t]
+            return CompressTarget(self._log_shares(self._newest))
+
+    def loss(self, student: Seen, target: CompressTarget) -> Tensor:
+        """Divergence of an image, averaged over the batch."""
+        mapped = self.head(student.feature)
+        with torch.autocast(mapped.device.type, enabled=False):
+            ours = self._log_shares(F.normalize(mapped.float(), dim=1))
+            return F.kl_div(ours, target.log_shares, reduction="batchmean", log_target=True)
+
+    def _log_shares(self, feature: Tensor) -> Tensor:
+        return F.log_softmax(feature @ self.queue.rows.T / self.temperature, dim=1)
+
+    def after_step(self) -> None:
+        """Enqueue the teacher's features."""
+        assert self._newest is not None
+        self.queue.put(self._newest)

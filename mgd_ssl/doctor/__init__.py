@@ -1,0 +1,1 @@
+"""What a training would meet on this machine, before it is started."""

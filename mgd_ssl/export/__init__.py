@@ -1,0 +1,1 @@
+"""The student in the formats of other libraries, loaded back by them and compared."""

@@ -1,0 +1,1 @@
+"""Object detection: data in COCO's format, RetinaNet and Faster R-CNN, average precision."""

@@ -1,0 +1,310 @@
+"""The terms replay recordings of the published code of SEED, DisCo, BINGO, SimReg and CompRess, and equal loops
+written from their formulas.
+
+MGD_TERM_REFERENCE is the folder of the recordings; those that came with this source by default.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgd_ssl.distillation.bingo import Bingo
+from mgd_ssl.distillation.compress import CompRess
+from mgd_ssl.distillation.disco import DisCo
+from mgd_ssl.distillation.mixing import box_around
+from mgd_ssl.distillation.queue import Queue
+from mgd_ssl.distillation.seed import Seed
+from mgd_ssl.distillation.simreg import SimReg, regression_head
+from mgd_ssl.distillation.term import Seen
+
+FOLDER = Path(os.environ.get("MGD_TERM_REFERENCE", Path(__file__).parent / "reference" / "terms"))
+STEPS = range(3)
+
+
+def recordings(pattern: str) -> list[Any]:
+    """Files of a kind, at least one of which has to be there."""
+    found = sorted(FOLDER.glob(pattern))
+    assert found, f"no {pattern} in {FOLDER}"
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+class Recording:
+    """The arrays of a file as tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.arrays = dict(np.load(path))
+
+    def __call__(self, name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[name]))
+
+    def number(self, name: str) -> float:
+        return float(self.arrays[name])
+
+    def leaf(self, name: str) -> Tensor:
+        return self(name).requires_grad_()
+
+
+def close_loss(found: Tensor, recorded: float) -> None:
+    torch.testing.assert_close(found.item(), recorded, rtol=1e-5, atol=0)
+
+
+def close_gradient(found: Tensor | None, recorded: Tensor, size: float | None = None) -> None:
+    """To 1e-4 of the largest entry (or of a size that is given)."""
+    assert found is not None
+    size = float(recorded.abs().max()) if size is None else size
+    torch.testing.assert_close(found, recorded, rtol=0, atol=1e-4 * size)
+
+
+def fill(queue: Queue, rows: Tensor) -> None:
+    queue.rows.copy_(rows)
+
+
+def after(queue: Queue, rows: Tensor, ptr: int) -> None:
+    torch.testing.assert_close(queue.rows, rows, rtol=0, atol=1e-6)
+    assert int(queue.ptr) == ptr
+
+
+# the recordings
+
+
+@pytest.mark.parametrize("path", recordings("seed_d*_k*.npz"))
+def test_seed(path: Path) -> None:
+    file = Recording(path)
+    dim, size = file("queue0").shape
+    for number, temperature in enumerate(file("temperatures_teacher").tolist()):
+        term = Seed(dim, size, file.number("temperature_student"), temperature)
+        fill(term.queue, file("queue0").T)
+        for step in STEPS:
+            student = file.leaf(f"step{step}_student")
+            target = term.prepare(Seen(output=file(f"step{step}_teacher")), step)
+            loss = term.loss(Seen(output=student), target)
+            loss.backward()
+            close_loss(loss, file.number(f"temp{number}_step{step}_loss"))
+            close_gradient(student.grad, file(f"temp{number}_step{step}_grad_student"))
+            if number == 1:
+                torch.testing.assert_close(target.shares, file(f"temp1_step{step}_targets"), rtol=1e-3, atol=1e-6)
+            term.after_step()
+            after(term.queue, file(f"step{step}_queue_after").T, int(file(f"step{step}_queue_ptr_after")))
+
+
+@pytest.mark.parametrize("path", recordings("disco_d*_k*.npz"))
+def test_disco(path: Path) -> None:
+    file = Recording(path)
+    for step in STEPS:
+        query, key = (file.leaf(f"step{step}_student_{view}") for view in "qk")
+        taught = Seen(output=file(f"step{step}_teacher_q"), views={"key": Seen(output=file(f"step{step}_teacher_k"))})
+        images = len(query)  # the recorded losses are sums over them
+        alone, both = DisCo(both_views=False), DisCo()
+        loss = alone.loss(Seen(output=query), alone.prepare(taught, step))
+        close_loss(images * loss, file.number(f"step{step}_loss_mse_q"))
+        total = both.loss(Seen(output=query, views={"key": Seen(output=key)}), both.prepare(taught, step))
+        (images * total).backward()
+        sides = [file.number(f"step{step}_loss_mse_{view}") for view in "qk"]
+        close_loss(images * total, sum(sides))
+        close_gradient(query.grad, file(f"step{step}_grad_q_mse_q"))
+        close_gradient(key.grad, file(f"step{step}_grad_k_mse_k"))
+
+
+@pytest.mark.parametrize("phase", ["warm", "full"])
+@pytest.mark.parametrize("path", recordings("bingo_d*_k*.npz"))
+def test_bingo(path: Path, phase: str) -> None:
+    file = Recording(path)
+    dim, size = file("queue0").shape
+    term = Bingo(dim, size, file.number("temperature"))
+    fill(term.queue, file("queue0").T)
+    for step in STEPS:
+        leaves = {name: file.leaf(f"step{step}_student_{name}") for name in ("query", "member", "mixed")}
+        taught = {"key": "key", "member_key": "member"}
+        target = term.prepare(
+            Seen(
+                views={view: Seen(output=file(f"step{step}_teacher_{name}")) for view, name in taught.items()},
+                epoch=10.99 if phase == "warm" else 11.0,
+                share=file.number(f"step{step}_mix_share"),
+            ),
+            step,
+        )
+        views = {name: Seen(output=leaves[name]) for name in ("member", "mixed")}
+        loss = term.loss(Seen(output=leaves["query"], views=views), target)
+        loss.backward()
+        close_loss(loss, file.number(f"step{step}_{phase}_loss"))
+        for name, leaf in leaves.items():
+            close_gradient(leaf.grad, file(f"step{step}_{phase}_grad_{name}"))
+        term.after_step()
+        after(term.queue, file(f"step{step}_queue_after").T, int(file(f"step{step}_queue_ptr_after")))
+
+
+@pytest.mark.parametrize("path", recordings("simreg_layers*.npz"))
+def test_simreg(path: Path) -> None:
+    file = Recording(path)
+    layers, width, teacher_width = (int(part.lstrip("layersdt")) for part in path.stem.split("_")[1:])
+    term = SimReg(regression_head(width, teacher_width, layers))
+    term.head.load_state_dict({name[6:]: file(name) for name in file.arrays if name.startswith("head0.")})
+    settings: dict[str, Any] = {name: file.number(name) for name in ("lr", "momentum", "weight_decay")}
+    optimizer = torch.optim.SGD(term.head.parameters(), **settings)
+    for step in STEPS:
+        features = file.leaf(f"step{step}_features")
+        loss = term.loss(Seen(feature=features), term.prepare(Seen(feature=file(f"step{step}_teacher")), step))
+        optimizer.zero_grad()
+        loss.backward()
+        close_loss(loss, file.number(f"step{step}_loss"))
+        close_gradient(features.grad, file(f"step{step}_grad_features"))
+        means = torch.tensor([float(p.grad.abs().mean()) for p in term.head.parameters() if p.grad is not None])
+        torch.testing.assert_close(means, file(f"step{step}_grad_abs_mean").float(), rtol=1e-4, atol=1e-7)
+        optimizer.step()
+        state = [value for name, value in term.head.state_dict().items() if not name.endswith("tracked")]
+        left = torch.stack([value.abs().mean() for value in state])
+        torch.testing.assert_close(left, file(f"step{step}_head_abs_mean").float(), rtol=1e-5, atol=1e-7)
+    for name, value in term.head.state_dict().items():
+        torch.testing.assert_close(value, file(f"head3.{name}"), rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        found = term.eval().head(file(f"step{STEPS[-1]}_features"))
+    torch.testing.assert_close(found, file("eval_output"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", recordings("compress_s*_t*_k*.npz"))
+def test_compress(path: Path) -> None:
+    file = Recording(path)
+    size, width = file("one_queue_teacher0").shape
+    term = CompRess(nn.Identity(), width, size, file.number("temperature"))
+    fill(term.queue, file("one_queue_teacher0"))
+    for step in STEPS:
+        student = file.leaf(f"step{step}_student_in_teacher_space")
+        target = term.prepare(Seen(feature=file(f"step{step}_teacher")), step)
+        loss = term.loss(Seen(feature=student), target)
+        loss.backward()
+        close_loss(loss, file.number(f"step{step}_one_loss"))
+        close_gradient(student.grad, file(f"step{step}_one_grad_student"))
+        term.after_step()
+        after(term.queue, file(f"step{step}_one_queue_teacher_after"), int(file(f"step{step}_index_after")))
+
+
+@pytest.mark.parametrize("path", recordings("bingo_bags.npz"))
+def test_boxes_of_mixed_images(path: Path) -> None:
+    for height, width, share, row, column, *changed, kept in Recording(path)("cutmix").tolist():
+        box = box_around(int(row), int(column), int(height), int(width), share)
+        assert box.kept(int(height), int(width)) == pytest.approx(kept, abs=1e-12)
+        assert list(box) == changed or (not any(changed) and kept == 1)
+
+
+# loops from the formulas, in float64
+
+
+def unit(row: Tensor) -> Tensor:
+    return row / math.sqrt(float((row * row).sum()))
+
+
+def softmax(values: list[Tensor]) -> list[Tensor]:
+    whole = torch.stack(values).exp().sum()
+    return [value.exp() / whole for value in values]
+
+
+def rows(seed: int, count: int, width: int) -> Tensor:
+    return 3 * torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seed_by_loops(s: Tensor, t: Tensor, queue: Tensor) -> float:
+    total = 0.0
+    for student, teacher in zip(s, t, strict=True):
+        anchors = [unit(teacher), *queue]
+        p = softmax([unit(teacher) @ a / 0.07 for a in anchors])
+        q = softmax([unit(student) @ a / 0.2 for a in anchors])
+        total -= sum(float(a * b.log()) for a, b in zip(p, q, strict=True))
+    return total / len(s)
+
+
+def compress_by_loops(u: Tensor, g: Tensor, queue: Tensor) -> float:
+    total = 0.0
+    for student, teacher in zip(u, g, strict=True):
+        p = softmax([unit(teacher) @ a / 0.04 for a in queue])
+        q = softmax([unit(student) @ a / 0.04 for a in queue])
+        total += sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True))
+    return total / len(u)
+
+
+def disco_by_loops(s: Tensor, t: Tensor, queue: Tensor) -> float:
+    return sum(float(((unit(a) - unit(b)) ** 2).sum()) for a, b in zip(s, t, strict=True)) / len(s)
+
+
+def simreg_by_loops(f: Tensor, g: Tensor, queue: Tensor) -> float:
+    return sum(2 - 2 * float(unit(a) @ unit(b)) for a, b in zip(f, g, strict=True)) / len(f)
+
+
+def nce_by_loops(a: Tensor, p: Tensor, queue: Tensor) -> float:
+    total = 0.0
+    for one, positive in zip(a, p, strict=True):
+        total -= float(softmax([unit(one) @ unit(positive) / 0.2, *(unit(one) @ q / 0.2 for q in queue)])[0].log())
+    return total / len(a)
+
+
+Loops = Callable[[Tensor, Tensor, Tensor], float]
+
+
+@pytest.mark.parametrize(
+    ("name", "loops"),
+    [
+        ("seed", seed_by_loops),
+        ("compress", compress_by_loops),
+        ("disco", disco_by_loops),
+        ("simreg", simreg_by_loops),
+    ],
+)
+def test_terms_are_their_formulas(name: str, loops: Loops) -> None:
+    terms: dict[str, Any] = {
+        "seed": Seed(6, 12, 0.2, 0.07, seed=4),
+        "compress": CompRess(nn.Identity(), 6, 12, 0.04, seed=4),
+        "disco": DisCo(both_views=False),
+        "simreg": SimReg(nn.Identity()),
+    }
+    term, student, teacher = terms[name], rows(1, 5, 6), rows(2, 5, 6)
+    queue = term.queue.rows.double() if hasattr(term, "queue") else rows(3, 12, 6)
+    seen = [Seen(output=x.float(), feature=x.float()) for x in (student, teacher)]
+    found = term.loss(seen[0], term.prepare(seen[1], 0))
+    assert found.item() == pytest.approx(loops(student, teacher, queue), rel=2e-6)
+
+
+@pytest.mark.parametrize("epoch", [10.0, 11.0])
+def test_bingo_is_its_formula(epoch: float) -> None:
+    term = Bingo(6, 12, 0.2, seed=4)
+    queue, (q, mq, x, p, p2) = term.queue.rows.double(), (rows(i, 5, 6) for i in range(5))
+    taught = {"key": Seen(output=p.float()), "member_key": Seen(output=p2.float())}
+    target = term.prepare(Seen(views=taught, epoch=epoch, share=0.3), 0)
+    student = Seen(output=q.float(), views={"member": Seen(output=mq.float()), "mixed": Seen(output=x.float())})
+    own, other = (1, 0) if epoch < 11 else (0.5, 0.5)
+    expected = (
+        own * nce_by_loops(q, p, queue) + other * nce_by_loops(q, p2, queue)
+        + own * nce_by_loops(mq, p2, queue) + other * nce_by_loops(mq, p, queue)
+        + 0.3 * nce_by_loops(x, p, queue) + 0.7 * nce_by_loops(x, p2, queue)
+    ) / 3  # fmt: skip
+    assert term.loss(student, target).item() == pytest.approx(expected, rel=2e-6)
+
+
+def test_losses_are_taken_in_float32_whatever_the_precision() -> None:
+    student, teacher = rows(1, 8, 16).bfloat16(), rows(2, 8, 16).bfloat16()
+    exact = [Seen(output=x.float(), feature=x.float()) for x in (student, teacher)]
+    half = [Seen(output=x, feature=x) for x in (student, teacher)]
+    terms: list[Any] = [
+        Seed(16, 32), CompRess(nn.Identity(), 16, 32), DisCo(both_views=False), SimReg(nn.Identity()),
+    ]  # fmt: skip
+    for term in terms:
+        expected = term.loss(exact[0], term.prepare(exact[1], 0))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = term.loss(half[0], term.prepare(half[1], 0))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_a_queue_keeps_the_newest_rows_in_turn() -> None:
+    queue = Queue(2, 5)
+    torch.testing.assert_close(queue.rows.norm(dim=1), torch.ones(5))
+    for number in range(4):
+        queue.put(torch.full((2, 2), float(number)))
+    assert queue.rows[:, 0].tolist() == [2.0, 3.0, 3.0, 1.0, 2.0] and int(queue.ptr) == 3
+    with pytest.raises(ValueError, match="a queue of 5 rows is given 6 at once"):
+        queue.put(torch.zeros(6, 2))
