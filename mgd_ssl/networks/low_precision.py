@@ -24,7 +24,8 @@ def half_teacher(teacher: Teacher, dtype: torch.dtype) -> Teacher:
     backbone, head = copy.deepcopy(teacher.backbone), copy.deepcopy(teacher.head)
     for module in [*backbone.modules(), *(head.modules() if head is not None else [])]:
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
     return Teacher(backbone, teacher.report, teacher.stages, head)
 
 
