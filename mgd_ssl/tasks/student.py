@@ -36,7 +36,7 @@ from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.tasks.teachers import credit, load_teacher, tell_teacher, told_of
-from mgd_ssl.tasks.terms import bags_of, check_terms, wants_head
+from mgd_ssl.tasks.terms import bags_of, balanced_terms, check_terms, settings_of, wants_head
 from mgd_ssl.training.loop import Pace, train
 from moco.dist import world_size
 
@@ -88,10 +88,8 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding))
         check_sizes(config, len(images))
-        steps = config.optim.epochs * (len(images) // config.optim.batch_size)
-        decided = {"runtime": settled(config.runtime, runtime, steps), "teacher_precision": of_teacher(config, runtime)}
-        config = config.model_copy(update=decided)
         check_terms(config)
+        config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
         teacher = load_teacher(config, with_head=wants_head(config))
         begun = begin(config)
         method = build_method(config, teacher, begun.encoder)
@@ -136,11 +134,21 @@ def run(
             return finish(task, session)
 
 
-def of_teacher(config: PretrainConfig, runtime: Runtime) -> str:
-    """`teacher_precision` once it is decided."""
-    if config.teacher_precision != "auto":
-        return config.teacher_precision
-    return "bfloat16" if has_native_bfloat16(runtime.device) else "float32"
+def decided(config: PretrainConfig, runtime: Runtime, steps: int) -> PretrainConfig:
+    """The settings with all that they leave open decided.
+
+    Args:
+        config: of the run.
+        runtime: of this process.
+        steps: of the whole run.
+    """
+    # gradients are not measured where the networks are compiled
+    measured = bool(balanced_terms({"mgd": config.mgd, **settings_of(config.terms)}))
+    teacher = config.teacher_precision
+    if teacher == "auto":
+        teacher = "bfloat16" if has_native_bfloat16(runtime.device) else "float32"
+    runtime_config = settled(config.runtime, runtime, 0 if measured else steps)
+    return config.model_copy(update={"runtime": runtime_config, "teacher_precision": teacher})
 
 
 def finish(task: Pretraining, session: Session) -> PretrainResult:
