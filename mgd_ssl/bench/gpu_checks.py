@@ -254,8 +254,8 @@ def knn(runtime: Runtime) -> Numbers:
         values = centres[labels] + 3 * generator.normal(size=(count, 64))
         return Features((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels)
 
-    bank, queries = features(5000), features(1000)
-    ours, theirs = (knn_accuracy(bank, queries, 20, 0.07, where.device) for where in (runtime, CPU))
+    voting, classified = features(5000), features(1000)
+    ours, theirs = (knn_accuracy(voting, classified, 20, 0.07, where.device) for where in (runtime, CPU))
     return {"gpu_top1": ours.top1, "cpu_top1": theirs.top1, "passed": abs(ours.top1 - theirs.top1) <= 0.2}
 
 
