@@ -22,12 +22,14 @@ AUGMENT = ("tests/moco/test_augment.py",)
 BACKENDS = ("tests/data/test_views.py",)
 BUILDER = ("tests/moco/test_builder.py",)
 DATA = ("tests/data/test_folder.py",)
+DETECTOR = ("tests/tasks/detection/test_retinanet.py",)
 ENCODERS = ("tests/networks/test_backbones.py",)
 FEATURES = ("tests/evaluation/test_features.py",)
 HEADS = ("tests/linear_eval/test_heads.py",)
 KNN = ("tests/evaluation/test_knn.py",)
 METER = ("tests/training/test_meter.py",)
 METHOD = ("tests/tasks/test_moco.py",)
+PADDING = ("tests/tasks/detection/test_padding.py",)
 PROBE = ("tests/linear_eval/test_probe.py",)
 PROTOCOLS = ("tests/linear_eval/test_protocols.py",)
 RANKS = ("tests/test_distributed.py", "-k", "not torchrun")
@@ -36,6 +38,7 @@ RESUME = ("tests/tasks/test_resume.py", "-k", "middle or knn_rows")
 ROWS = ("tests/training/test_loop.py", "-k", "row or rows or finite or saved")
 SCHEDULE = ("tests/training/test_schedule.py",)
 SETTINGS = ("tests/test_settings.py",)
+SHAPES = ("tests/tasks/detection/test_samples.py",)
 SHORTEN = ("tests/linear_eval/test_shorten.py",)
 SOURCES = ("tests/linear_eval/test_sources.py",)
 STEP = ("tests/tasks/test_training_step.py",)
@@ -202,4 +205,15 @@ EVALUATION = [
     Fault("crops of a probe as in pretraining", "scale=(0.08, 1.0)", "scale=(0.2, 1.0)", PROTOCOLS),
 ]  # fmt: skip
 
-FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION]
+DETECTION = [
+    Fault("detection: P6 of P5", "extra.use_P5 = False", "pass", DETECTOR),
+    Fault("detection: anchors at torchvision's strides", "for s in self.strides", "for s in (6, 16, 32, 64, 128)", DETECTOR),
+    Fault("detection: neither background nor object counts", "proposal_matcher.BETWEEN_THRESHOLDS", "proposal_matcher.BELOW_LOW_THRESHOLD", DETECTOR),
+    Fault("detection: average of the batch, not of an image", "self._average(held / len(targets))", "self._average(held)", DETECTOR),
+    Fault("detection: boxes are not mirrored", "w - corners[:, 2], corners[:, 1], w - corners[:, 0], corners[:, 3]", "corners[:, 0], corners[:, 1], corners[:, 2], corners[:, 3]", SHAPES),
+    Fault("detection: crowds are targets", "found.of(~found.crowd)", "found", SHAPES),
+    Fault("detection: padding is the mean's negative", "images * valid_positions(sizes, edges, edges)", "images", SHAPES),
+    Fault("detection: padding counts in the loss", "normalised = normalised * target.valid", "pass", PADDING),
+]  # fmt: skip
+
+FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *DETECTION]
