@@ -31,6 +31,7 @@ class ClassifyResult(Result):
     epochs: int
     validation: dict[str, float]  # top1, top5 of the last epoch in percent
     best: dict[str, float]  # top1, top5 and the epoch after which top-1 was highest, chosen on the same images
+    weights: str  # that are left behind and that both numbers are of: trained, or averaged (optim.ema)
     teacher: dict[str, Any] | None = None  # its file, whose it is, and the licence of its weights
 
 
