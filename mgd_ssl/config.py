@@ -223,12 +223,16 @@ class RuntimeConfig(Settings):
 
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
     """auto: a GPU of NVIDIA or AMD when there is one, else the CPU. mps, Apple's GPU, is taken when it is asked for."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler.
+    auto: as the run began; a new one in bfloat16 on a GPU that has it natively, else in float32."""
     channels_last: bool = True
     """Memory format of images and weights."""
-    compile: Annotated[bool, FREE] = False
-    """Compile encoders and teacher with torch.compile."""
+    compile: Annotated[bool | None, FREE] = None
+    """Compile encoders, teacher and the distillation loss with torch.compile; None: on a GPU where triton and a C
+    compiler are there, if the run has a thousand steps or more."""
+    deterministic: Annotated[bool, FREE] = False
+    """On a GPU choose kernels that give the same bits every time, which costs speed; a CPU does so anyway."""
     threads: Annotated[int | None, FREE] = Field(None, ge=1, le=MAX_WORKERS)
     """CPU threads of each process; None: cores divided by processes."""
     log_every: Annotated[int, FREE] = Field(10, ge=1)
@@ -266,6 +270,9 @@ class PretrainConfig(Settings):
     MoCo."""
     teacher_arch: str | None = None
     """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the teacher in a training step, if that of the training is float32; matching and k-NN see it in float32. auto:
+    as the run began; a new one in bfloat16 on a processor that has it natively, where it takes half the time."""
     teacher_mean: tuple[Mean, Mean, Mean] | None = None
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None

@@ -26,6 +26,7 @@ from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
@@ -36,7 +37,7 @@ from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco import View, ViewKey, ViewPolicy, draw_view
 from tests.conftest import write_images
-from tests.runs import rows, steps_saved, tiny, trained_teacher
+from tests.runs import rows, stepper_for, steps_saved, tiny, trained_teacher
 from tests.term_cases import CASES as TERM_CASES
 from tests.term_cases import TermRuns, term_runs
 
@@ -673,10 +674,39 @@ def runtime_channels_last(run: Runs) -> None:
 
 
 @case
+def teacher_precision(run: Runs) -> None:
+    maps = {}
+    for wanted in ("float32", "bfloat16"):
+        settings = tiny(run.images, run.folder / f"teacher in {wanted}", teacher=run.teacher, teacher_precision=wanted)
+        stepper, batches = stepper_for(settings, 1)
+        (_, _, targets, *_) = stepper.task.inputs(batches[0], 0)
+        maps[wanted] = [target.map for target in targets["mgd"]]
+    assert {each.dtype for each in maps["float32"]} == {torch.float32}
+    assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
+    for exact, rounded in zip(*maps.values(), strict=True):
+        cosine = torch.nn.functional.cosine_similarity(rounded.float().flatten(1), exact.flatten(1))
+        assert cosine.min() > 0.99  # a few values change their sign, where two of a group are nearly opposite
+
+
+@case
+def runtime_deterministic(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        chosen: list[bool] = []
+        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
+        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+        for wanted in (False, True):
+            with this_process(RuntimeConfig(deterministic=wanted, precision="float32", threads=1)):
+                pass
+        assert chosen == [False, True]
+
+
+@case
 def runtime_compile(run: Runs) -> None:
     task = run("other").first
-    assert task.teacher is not None and task.mgd is not None
-    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, task.teacher.backbone, task.mgd]
+    assert task.teacher is not None and task.mgd is not None and task.in_step is not None
+    teachers = [task.teacher.backbone, task.in_step.backbone]  # in float32 for matching, and as in training
+    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, *teachers, task.mgd]
     assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
 

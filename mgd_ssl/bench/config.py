@@ -17,6 +17,8 @@ class StepConfig(Settings):
     """Architecture that is trained."""
     teacher: str = "resnet50"
     """Architecture that teaches; its weights are random here."""
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the teacher in the step; the bare networks stay as `runtime.precision` says."""
     image_size: int = Field(64, ge=32, le=MAX_SIZE)
     """Edge of an image in pixels."""
     batch_size: int = Field(32, ge=2, le=2**24)
@@ -41,5 +43,6 @@ class BenchConfig(StepConfig):
     """Also measure MoCo's views, and say how many cores it takes to feed its step."""
     memory: bool = True
     """Also measure the peak memory of step and bare networks, in processes of their own."""
-    only: Literal["views"] | None = None
-    """views: measure nothing else, within a minute."""
+    only: Literal["views", "gpu"] | None = None
+    """views: measure nothing else, within a minute. gpu: the checks a GPU has to pass before its numbers count,
+    in under ten minutes."""

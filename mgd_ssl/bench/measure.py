@@ -10,10 +10,10 @@ from mgd_ssl.bench.config import BenchConfig, StepConfig
 from mgd_ssl.bench.handover import handover
 from mgd_ssl.bench.memory import peak_memory
 from mgd_ssl.bench.step import bare_networks, training_step, view_rows
-from mgd_ssl.bench.timing import clock_of, compared, timed
+from mgd_ssl.bench.timing import clock_of, compared, repeats_on, timed
 from mgd_ssl.bench.views import Stages, stage_costs
 from mgd_ssl.data.samples import chosen_backend
-from mgd_ssl.data.views_device import finish_views
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.mgd.matching import assign
 from mgd_ssl.run.runtime import Runtime, cores_here, process
 from moco import ViewPolicy
@@ -43,13 +43,13 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
     rows = view_rows(config.batch_size)[0].to(runtime.device)
     size = (config.batch_size, config.image_size, config.image_size, 3)
     pixels = torch.randint(256, size, dtype=torch.uint8, device=runtime.device)
-    finish = torch.compile(finish_views, dynamic=False)
+    upload = Upload(runtime, ViewPolicy().max_sigma)
 
     def both() -> None:
         for _ in range(2):
-            finish(pixels, rows, ViewPolicy().max_sigma)
+            upload.finished(pixels, rows)
 
-    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device))
+    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
     return round(config.batch_size / times.median("both"))
 
 
@@ -58,7 +58,7 @@ def measure(config: StepConfig) -> dict[str, Any]:
     with process(config.runtime) as runtime:
         step, bare = WORK[config.task]
         work = {"step": step(config, runtime), "bare": bare(config, runtime)}
-        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device))
+        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
         return {
             "threads": torch.get_num_threads(),
             "device": runtime.device.type,

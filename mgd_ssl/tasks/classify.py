@@ -8,10 +8,11 @@ from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import as_begun
 from mgd_ssl.run.lock import JOBS
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.run.runtime import Runtime, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.classification import Classification, Parts, chosen_images, update_of
 from mgd_ssl.tasks.classifier import GuidedClassifier
@@ -52,6 +53,7 @@ def classify(config: ClassifyConfig | None = None, **settings: Any) -> ClassifyR
         ValueError: for unknown settings or values out of range.
     """
     config = config or ClassifyConfig(**settings)
+    config = as_begun(config)
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         parts = open_parts(config)
@@ -60,7 +62,10 @@ def classify(config: ClassifyConfig | None = None, **settings: Any) -> ClassifyR
         method = build(config, beginning.network, teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        config = config.model_copy(update={"student": beginning.arch})
+        steps = config.optim.epochs * (len(parts.chosen) // config.optim.batch_size)
+        config = config.model_copy(
+            update={"student": beginning.arch, "runtime": settled(config.runtime, runtime, steps)}
+        )
         run = description(config, parts, beginning, teacher)
         with folder_of(out, run, SAME, ClassifyResult) as finished:
             if finished is not None:
@@ -156,5 +161,6 @@ def summary(config: ClassifyConfig, parts: Parts, beginning: Beginning) -> str:
     return (
         f"{beginning.arch}{guided}: {len(parts.chosen)} labelled images, {optim.epochs} epochs of "
         f"{len(parts.chosen) // optim.batch_size} steps, batch {optim.batch_size} over {world_size()} process(es), "
-        f"{config.runtime.precision}; validated on {len(parts.val.images)}"
+        f"{config.runtime.precision}{', compiled' if config.runtime.compile else ''}; "
+        f"validated on {len(parts.val.images)}"
     )

@@ -8,19 +8,21 @@ from mgd_ssl.data.images import Images
 from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.networks.account import LoadReport
+from mgd_ssl.networks.low_precision import has_native_bfloat16
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import as_begun
 from mgd_ssl.run.lock import JOBS
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.tasks.same_run import SameRun
 from mgd_ssl.tasks.teachers import credit, load_teacher, tell_teacher, told_of
-from mgd_ssl.tasks.terms import bags_of, check_terms, wants_head
+from mgd_ssl.tasks.terms import bags_of, balanced_terms, check_terms, settings_of, wants_head
 from mgd_ssl.tasks.whole_run import Result, folder_of, leave, session_of, to_device, train_to_the_end
 from moco.dist import world_size
 
@@ -58,11 +60,13 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    out, train = config.out, config.data.train
+    config = as_begun(config)
+    out, train, decoding = config.out, config.data.train, decoding_of(config.data)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
-        images = on_rank_zero(lambda: open_images(train, decoding_of(config.data)))
+        images = on_rank_zero(lambda: open_images(train, decoding))
         check_sizes(config, len(images))
         check_terms(config)
+        config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
         teacher = load_teacher(config, with_head=wants_head(config))
         begun = begin(config)
         method = build_method(config, teacher, begun.encoder)
@@ -96,6 +100,23 @@ def run(
         return train_to_the_end(task, update_of(config, task), session, finish)
 
 
+def decided(config: PretrainConfig, runtime: Runtime, steps: int) -> PretrainConfig:
+    """The settings with all that they leave open decided.
+
+    Args:
+        config: of the run.
+        runtime: of this process.
+        steps: of the whole run.
+    """
+    # gradients are not measured where the networks are compiled
+    measured = bool(balanced_terms({"mgd": config.mgd, **settings_of(config.terms)}))
+    teacher = config.teacher_precision
+    if teacher == "auto":
+        teacher = "bfloat16" if has_native_bfloat16(runtime.device) else "float32"
+    runtime_config = settled(config.runtime, runtime, 0 if measured else steps)
+    return config.model_copy(update={"runtime": runtime_config, "teacher_precision": teacher})
+
+
 def finish(task: Pretraining, session: Session) -> PretrainResult:
     """Last k-NN, then the student as a plain torchvision state dict, and the result."""
     epochs, teacher = task.config.optim.epochs, credit(task.teacher)
@@ -125,5 +146,5 @@ def summary(config: PretrainConfig, images: Images, runtime: Runtime) -> str:
     return (
         f"{config.student}{guided}: {len(images)} images, {optim.epochs} epochs of {len(images) // optim.batch_size} "
         f"steps, batch {optim.batch_size} over {world_size()} process(es), {runtime.device.type}, "
-        f"{config.runtime.precision}"
+        f"{config.runtime.precision}{', compiled' if config.runtime.compile else ''}"
     )

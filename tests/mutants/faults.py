@@ -75,7 +75,7 @@ VIEWS = [
     Fault("crops uniform in the aspect ratio", "math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_draw)", "policy.ratio[0] + (policy.ratio[1] - policy.ratio[0]) * ratio_draw", AUGMENT),
     Fault("v1's hue of v2", "jitter_probability=1.0, hue=0.4", "jitter_probability=1.0, hue=0.1", AUGMENT),
     Fault("device: one colour operation twice", '("first", "second", "third", "fourth")', '("first", "second", "third", "third")', BACKENDS),
-    Fault("device: blur of two passes", "for _ in range(3):", "for _ in range(2):", BACKENDS),
+    Fault("device: blur of two passes", "for _ in range(3):\n            total", "for _ in range(2):\n            total", BACKENDS),
     Fault("CPU: saturation towards black", "(1 - view.saturation) * GREY", "0 * GREY", BACKENDS),
     Fault("query and key are one view", "*key, v)) for v in views", "*key, 0)) for v in views", DATA),
     Fault("centre crop of the whole image", "self.size * 256 / 224", "self.size", DATA),

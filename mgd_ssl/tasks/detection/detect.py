@@ -9,10 +9,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.environment import environment
+from mgd_ssl.run.folder import as_begun
 from mgd_ssl.run.lock import JOBS
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.detection.average_precision import check_installed
 from mgd_ssl.tasks.detection.build import build
@@ -56,7 +57,7 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
-    config = config or DetectConfig(**settings)
+    config = as_begun(config or DetectConfig(**settings))
     check_installed()
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
@@ -65,7 +66,9 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         method = build(config, beginning, len(parts.train.categories), teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        config = config.model_copy(update={"student": beginning.arch})
+        steps = length(config, len(parts.train.trainable))
+        decided = {"student": beginning.arch, "runtime": settled(config.runtime, runtime, steps)}
+        config = config.model_copy(update=decided)
         run = description(config, parts, beginning, teacher)
         with folder_of(out, run, SAME, DetectResult) as finished:
             if finished is not None:
