@@ -323,3 +323,14 @@ def test_bags_of_other_images_are_refused(settings: Settings, bags: Path, image_
         pretrain(**settings(tmp_path / "run", "bingo", bingo={"bags": damaged}))
     with pytest.raises(UserError, match=r"nowhere.npz is not there: make it with `mgd-ssl bags`"):
         pretrain(**settings(tmp_path / "run", "bingo", bingo={"bags": tmp_path / "nowhere.npz"}))
+
+
+def test_a_run_goes_on_with_the_bags_it_began_with(settings: Settings, bags: Path, tmp_path: Path) -> None:
+    own = tmp_path / "bags.npz"
+    own.write_bytes(bags.read_bytes())
+    began = settings(tmp_path / "run", "bingo", bingo={"bags": own})
+    interrupted(began, 4)
+    file = dict(np.load(bags))
+    np.savez(own, neighbours=file["neighbours"][:, ::-1], about=file["about"])
+    with pytest.raises(UserError, match=r"other settings \(the bags of terms.bingo.bags: others by their SHA-256\)"):
+        pretrain(**began)
