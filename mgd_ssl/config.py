@@ -256,7 +256,8 @@ class PretrainConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
-    """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
+    """Architecture to train, by name: resnet18/34/50/101/152, thin_resnet10/14, mobilenet_*, efficientnet_*, regnet_*,
+    shufflenet_* and more of torchvision's; timm.NAME for a CNN of timm."""
     student_weights: Annotated[Path | None, FREE] = None
     """Checkpoint to begin with, of any kind that a teacher may have (docs/teachers.md); None: random weights. MoCo's
     projection head is kept where it has the same sizes, else a new one is drawn."""
@@ -269,6 +270,12 @@ class PretrainConfig(Settings):
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
     """Deviation likewise; both are given or none."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
     data: DataConfig
@@ -370,6 +377,12 @@ class SupervisedOptimConfig(Settings):
     """Epochs of a linear warm-up from a tenth of the peak."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that is spread over all classes."""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """Mix every image and label of a batch with another's, in a share drawn from Beta(mixup, mixup)
+    (https://arxiv.org/abs/1710.09412); the teacher sees the mixed images too. 0: no mixing."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Momentum of an average of the weights, taken after every step; what is validated and left behind is then the
+    average. 0: none."""
 
     @model_validator(mode="after")
     def _nesterov(self) -> Self:
@@ -385,8 +398,8 @@ class ClassifyConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str | None = None
-    """Architecture to train: resnet18 and on, mobilenet_v1, mobilenet_v2, shufflenet_v2_x1_0 and more; None: that of
-    student_weights, resnet18 without them."""
+    """Architecture to train: resnet18 and on, mobilenet_v2, shufflenet_v2_x1_0 and more of torchvision's, mobilenet_v1,
+    timm.NAME; None: that of student_weights, resnet18 without them."""
     student_weights: Annotated[Path | None, FREE] = None
     """Checkpoint to begin with (MoCo's, ours or its run folder, torchvision's); None: random weights. Its classifier is
     kept where it has as many classes, else a new one is drawn."""
@@ -399,6 +412,12 @@ class ClassifyConfig(Settings):
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
     """Deviation likewise; both are given or none."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     num_classes: int | None = Field(None, ge=2, le=2**20)
     """Outputs of the classifier; None: as many as there are classes. 1000 keeps an ImageNet classifier on CUB-200, as
     in the published runs."""
