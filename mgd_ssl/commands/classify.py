@@ -32,7 +32,7 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = parse(ClassifyConfig, argv, "mgd-ssl classify")
-    from mgd_ssl.tasks.classify import check_settings
+    from mgd_ssl.tasks.classify import SAME
 
-    check_settings(config)
+    SAME.check_settings(config)
     return config.out
