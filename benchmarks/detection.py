@@ -49,8 +49,7 @@ def main(folder: Path, arms: list[str]) -> None:
     if not (folder / "set").exists():
         write(folder / "set")
     if "mgd" in arms:
-        optim = {"steps": 2 * STEPS, "batch_size": 8, "lr": 0.02}
-        detect(**settings(folder, "teacher", student=TEACHER, optim=optim))
+        detect(**settings(folder, "teacher", student=TEACHER))
     if "backbone" in arms:
         pretrain(
             out=folder / "pretrained", student=STUDENT, runtime=RUNTIME, moco={"queue_size": 256, "dim": 64},

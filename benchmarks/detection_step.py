@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mgd_ssl.networks.backbones import initial_classifier
 from mgd_ssl.networks.teacher import Teacher
@@ -38,7 +39,11 @@ def main(side: int, rounds: int) -> None:
         targets.append({"boxes": torch.cat([corners, corners + edges], dim=1), "labels": labels})
 
     config = DetectConfig(out=Path("unused"), network={"group_norm_last_blocks": True})
-    teacher = Teacher(initial_classifier("resnet50", 1, 1))
+    network = initial_classifier("resnet50", 1, 1)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean.uniform_(-0.1, 0.1, generator=generator)  # as if it had been trained
+    teacher = Teacher(network)
     guided = build(config, begin(config), CLASSES, teacher).to(memory_format=torch.channels_last)
     (mgd,) = (term.mgd for _, term in guided.guide.named_terms())  # type: ignore[attr-defined]
     mgd.set_assignments([torch.arange(a.numel()).view(a.shape) for a in mgd.assignments])

@@ -190,6 +190,8 @@ class Runs:
             },
             "other": {
                 "teacher": self.teacher,
+                "taps": ("layer2.0.relu", "layer3.0.relu"),
+                "teacher_taps": ("layer2.0.relu", "layer3.0.relu"),
                 "seed": 12,
                 "data": {"recipe": "v1", "backend": "device"},
                 "mgd": {"margin": "initial"},
@@ -283,6 +285,20 @@ def teacher_arch(run: Runs) -> None:
 
 
 @case
+def taps(run: Runs) -> None:
+    assert run("other").first.module.guide.taps.names == ["layer2.0.relu", "layer3.0.relu"]
+    assert run("plain").first.module.guide.taps.names == [f"layer{stage}.0.relu" for stage in range(1, 5)]
+
+
+@case
+def teacher_taps(run: Runs) -> None:
+    network = run("other").first.teacher
+    assert network is not None
+    assert [tuple(map_.shape[1:]) for map_ in network(torch.zeros(1, 3, 32, 32))] == [(128, 8, 8), (256, 4, 4)]
+    (maps, _, _), *_ = run("other").reduced
+    assert [map_.shape[1] for map_ in maps] == [128, 256]
+
+
 def teacher_mean(run: Runs) -> None:
     """The teacher sees what it would see if its pixels were normalised so."""
     _teacher_input(run, (0.2, 0.3, 0.4), DEVIATION)

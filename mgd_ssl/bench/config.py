@@ -11,6 +11,8 @@ from mgd_ssl.settings import Settings
 class StepConfig(Settings):
     """A training step, and how often it is timed."""
 
+    task: Literal["pretrain", "classify"] = "pretrain"
+    """Whose step: `mgd-ssl pretrain`'s, or that of `mgd-ssl classify` with MGD."""
     student: str = "resnet18"
     """Architecture that is trained."""
     teacher: str = "resnet50"
@@ -38,7 +40,7 @@ class BenchConfig(StepConfig):
     """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
 
     views: bool = True
-    """Also measure the views, and say how many cores it takes to feed the step."""
+    """Also measure MoCo's views, and say how many cores it takes to feed its step."""
     memory: bool = True
     """Also measure the peak memory of step and bare networks, in processes of their own."""
     only: Literal["views", "gpu"] | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mgd_ssl.bench.classification import bare_classifiers, classification_step
 from mgd_ssl.bench.config import BenchConfig, StepConfig
 from mgd_ssl.bench.handover import handover
 from mgd_ssl.bench.memory import peak_memory
@@ -16,6 +17,8 @@ from mgd_ssl.data.upload import Upload
 from mgd_ssl.mgd.matching import assign
 from mgd_ssl.run.runtime import Runtime, cores_here, process
 from moco import ViewPolicy
+
+WORK = {"pretrain": (training_step, bare_networks), "classify": (classification_step, bare_classifiers)}
 
 
 def views(config: BenchConfig) -> dict[str, Any]:
@@ -53,7 +56,8 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
 def measure(config: StepConfig) -> dict[str, Any]:
     """Medians over interleaved rounds; ratios are the medians of the rounds' own ratios."""
     with process(config.runtime) as runtime:
-        work = {"step": training_step(config, runtime), "bare": bare_networks(config, runtime)}
+        step, bare = WORK[config.task]
+        work = {"step": step(config, runtime), "bare": bare(config, runtime)}
         times = compared(work, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
         return {
             "threads": torch.get_num_threads(),
@@ -66,7 +70,7 @@ def measure(config: StepConfig) -> dict[str, Any]:
 
 def memory(config: StepConfig) -> dict[str, float]:
     """Peak memory of the step beside that of the bare networks, with and without what the libraries take."""
-    step, bare = peak_memory(training_step, config), peak_memory(bare_networks, config)
+    step, bare = (peak_memory(make, config) for make in WORK[config.task])
     libraries = min(step.libraries, bare.libraries)
     return {
         "step_peak_mb": step.whole,

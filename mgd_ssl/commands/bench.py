@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         if config.memory:
             result |= memory(config)
         console.print(step_table(config, result))
-    if config.views or config.only == "views":
+    if (config.views and config.task == "pretrain") or config.only == "views":
         result |= views(config)
         console.print(views_table(config, result))
         console.print(verdict(result), soft_wrap=True)

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import parse
-from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.printable import printable
 
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"last epoch: top-1 {last['top1']:.2f}, top-5 {last['top5']:.2f}; best epoch on the same images "
             f"({best['epoch']:.0f} of {result.epochs}): top-1 {best['top1']:.2f}, top-5 {best['top5']:.2f}"
+            + ("; of the averaged weights" if result.weights == "averaged" else "")
         )
         print(f"finished: {printable(result.encoder)}")
     return 0

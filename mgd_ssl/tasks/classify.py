@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mgd_ssl.config import ClassifyConfig, Decoding
+from mgd_ssl.classify_settings import ClassifyConfig
+from mgd_ssl.config import Decoding
 from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.teacher import Teacher
@@ -32,6 +33,7 @@ class ClassifyResult(Result):
     epochs: int
     validation: dict[str, float]  # top1, top5 of the last epoch in percent
     best: dict[str, float]  # top1, top5 and the epoch after which top-1 was highest, chosen on the same images
+    weights: str  # that are left behind and that both numbers are of: trained, or averaged (optim.ema)
     teacher: dict[str, Any] | None = None  # its file, whose it is, and the licence of its weights
 
 

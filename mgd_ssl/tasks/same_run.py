@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.run.folder import check_same, damaged_description, nothing_trained, saved_description
+from mgd_ssl.run.folder import OfARun, as_begun, check_same, damaged_description, nothing_trained, saved_description
 from mgd_ssl.run.lock import in_use
 from mgd_ssl.settings import Settings, defaults, differences, flattened, free_keys
 
@@ -14,11 +14,8 @@ WEIGHTS = ("student_weights", "backbone", "teacher")  # keys of a description: w
 LEFT_OPEN = ("runtime.precision", "teacher_precision")  # settings that may be "auto", and are saved as what they become
 
 
-class RunSettings(Protocol):
-    """Settings of a run in a folder of its own."""
-
-    @property
-    def out(self) -> Path: ...  # noqa: D102
+class RunSettings(OfARun, Protocol):
+    """Settings of a run that are saved with it."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...  # noqa: D102
 
@@ -53,7 +50,7 @@ class SameRun:
 
     def check_settings(self, config: RunSettings) -> None:
         """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-        out = config.out
+        config, out = as_begun(config), config.out
         if not (out / "config.json").is_file() or (nothing_trained(out) and not in_use(out)):
             return
         try:

@@ -88,6 +88,7 @@ class Annotated:
     boxes: Boxes
     starts: np.ndarray  # [n + 1] where the boxes of every image begin
     left_out: Counter[str] = field(default_factory=Counter)  # why -> boxes
+    missing: int = 0  # images that are not in their folder
 
     def boxes_of(self, index: int) -> Boxes:
         """The boxes of one image."""
@@ -113,7 +114,8 @@ class Annotated:
             f"{len(self.ids)} images, {len(self.boxes.labels)} boxes of {len(self.categories)} classes in {self.path}"
         )
         reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.most_common())
-        return line + (f"; left out: {reasons}" if reasons else "")
+        gone = f"; {self.missing} images are missing, others take their place" if self.missing else ""
+        return line + gone + (f"; left out: {reasons}" if reasons else "")
 
 
 class _Raw:
@@ -276,5 +278,5 @@ def open_split(data: DetectionDataConfig, name: str, max_missing: float) -> Anno
     """
     folder, path = split_of(data, name)
     annotated = read_coco(folder, path, Decoding(data.background, data.max_pixels))
-    check_files(annotated, max_missing)
+    annotated.missing = check_files(annotated, max_missing)
     return annotated

@@ -57,8 +57,7 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
-    config = config or DetectConfig(**settings)
-    config = as_begun(config)
+    config = as_begun(config or DetectConfig(**settings))
     check_installed()
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
@@ -67,8 +66,9 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         method = build(config, beginning, len(parts.train.categories), teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        decided = settled(config.runtime, runtime, steps=0)  # detectors see images of many sizes: not compiled unasked
-        config = config.model_copy(update={"student": beginning.arch, "runtime": decided})
+        steps = length(config, len(parts.train.trainable))
+        decided = {"student": beginning.arch, "runtime": settled(config.runtime, runtime, steps)}
+        config = config.model_copy(update=decided)
         run = description(config, parts, beginning, teacher)
         with folder_of(out, run, SAME, DetectResult) as finished:
             if finished is not None:
