@@ -184,7 +184,7 @@ EVALUATION = [
     Fault("features in training mode", "self.trunk.eval()", "pass", FEATURES),
     Fault("all modules left in evaluation mode", "module.training = mode", "pass", FEATURES, "FeatureExtractor"),
     Fault("label of the unreadable image", "labels[used.numpy()]", "labels[indices]", FEATURES),
-    Fault("monitor: queries vote", "knn_accuracy(bank, queries,", "knn_accuracy(queries, bank,", SETTINGS),
+    Fault("monitor: queries vote", "return knn_accuracy(bank, queries, self", "return knn_accuracy(queries, bank, self", SETTINGS),
     Fault("linear: top-5 is top-6", "(rank < 5)", "(rank < 6)", HEADS),
     Fault("linear: ties are hits", "(logits < right)", "(logits <= right)", HEADS),
     Fault("linear: no weight decay", ".addcmul_(parameter, decay)", "", HEADS),
