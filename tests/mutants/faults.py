@@ -190,7 +190,7 @@ EVALUATION = [
     Fault("linear: no weight decay", ".addcmul_(parameter, decay)", "", HEADS),
     Fault("linear: no momentum", "velocity.mul_(self.momentum)", "velocity.mul_(0)", HEADS),
     Fault("linear: gradient is a sum", ".div_(total)", "", HEADS),
-    Fault("linear: ranks keep their gradients", "sum_over_ranks(gradient)", "pass", ("tests/linear_eval/test_command.py", "-k", "two_processes and live")),
+    Fault("linear: ranks keep their gradients", "sum_over_ranks(gradient)", "pass", ("tests/linear_eval/test_command.py", "-k", "two_processes and live"), "Heads"),
     Fault("linear: heads start ten times as large", "normal_(0, 0.01,", "normal_(0, 0.1,", HEADS),
     Fault("linear: measured on training images", "self.val.all(", "self.train_source.all(", PROBE, "Probe.result"),
     Fault("linear: held-out images train", "np.setdiff1d(np.arange(num_images), judged_on)", "np.arange(num_images)", PROBE),
