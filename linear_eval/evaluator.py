@@ -1,6 +1,5 @@
 """A linear evaluation from settings to a number with its protocol: features, heads, result."""
 
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,11 +14,12 @@ from linear_eval.feature_cache import FeatureCache
 from linear_eval.logistic import Data, LogisticProbe
 from linear_eval.probe import Probe, stages
 from linear_eval.protocols import LogisticProtocol, Protocol, load_protocol
+from linear_eval.same_evaluation import HEAD, RESULT, check_same_evaluation, finished_evaluation, hash_of_labels
 from mgd_ssl.data.order import held_out
 from mgd_ssl.data.samples import decoding_as_in
 from mgd_ssl.data.sources import Labelled, scan_labelled
 from mgd_ssl.data.unreadable import SkippedFiles
-from mgd_ssl.errors import UserError, once_trained
+from mgd_ssl.errors import once_trained
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.files import writing
 from mgd_ssl.networks.frozen import FrozenBackbone
@@ -29,16 +29,10 @@ from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_folder, run_image_size, run_in
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.result import Evaluation, damage, read_result, write_result
+from mgd_ssl.run.result import Evaluation, damage, write_result
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
 from mgd_ssl.run.session import Session
 from mgd_ssl.run.stop import StopRequest
-from mgd_ssl.settings import differences
-
-HEAD = "head.pt"
-
-
-RESULT = ("top1", "top5", "loss", "lr", "weight_decay", "rounds")
 
 
 def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluation, Path]:
@@ -286,25 +280,4 @@ class Evaluator:
                 "chosen": [{"lr": result["lr"], "weight_decay": result["weight_decay"]} for result in results],
                 "mean": {metric: statistics.fmean(result[metric] for result in results) for metric in ("top1", "top5")},
             },
-        )
-
-
-def finished_evaluation(folder: Path) -> dict[str, Any] | None:
-    """The result of an evaluation that is finished; None when it is not, or is damaged and must be made anew."""
-    try:
-        return read_result(folder, RESULT, HEAD)
-    except UserError:
-        return None
-
-
-def hash_of_labels(labels: np.ndarray) -> str:
-    """Hash of class indexes [n]: the same images may be labelled otherwise."""
-    return hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()
-
-
-def check_same_evaluation(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise UserError when a folder holds the evaluation of another backbone, data set or protocol."""
-    if changed := differences(old["config"], new["config"]):
-        raise UserError(
-            f"{out} holds an evaluation of something else ({'; '.join(changed)}): remove it, or choose another --out"
         )

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgd_ssl.config import ClassifyConfig as ClassifyConfig
+    from mgd_ssl.classify_settings import ClassifyConfig as ClassifyConfig
     from mgd_ssl.config import PretrainConfig as PretrainConfig
     from mgd_ssl.distillation.guided_student import GuidedStudent as GuidedStudent
     from mgd_ssl.errors import Interrupted as Interrupted
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from moco import MoCo as MoCo
 
 _HOMES = {
-    "ClassifyConfig": "mgd_ssl.config",
+    "ClassifyConfig": "mgd_ssl.classify_settings",
     "PretrainConfig": "mgd_ssl.config",
     "GuidedStudent": "mgd_ssl.distillation.guided_student",
     "Interrupted": "mgd_ssl.errors",

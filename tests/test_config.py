@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from mgd_ssl import classify_settings, term_settings
 from mgd_ssl import config as config_module
-from mgd_ssl import term_settings
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import find_config, load_toml, parse
-from mgd_ssl.config import ClassifyConfig, PretrainConfig
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.settings import Settings, defaults, differences, flattened, free_keys, keys_of
 from mgd_ssl.tasks.detection import config as detection_config
 from mgd_ssl.tasks.detection.config import DetectConfig
 
+SETTINGS_OF = (config_module, classify_settings, term_settings, detection_config)
 CONFIGS = Path(config_module.__file__).parent / "configs"
 SETTINGS = [
     name
-    for module in (config_module, term_settings, detection_config)
+    for module in SETTINGS_OF
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, Settings)
 ]  # classes of settings of whole runs
@@ -164,9 +166,9 @@ def test_settings_are_frozen() -> None:
 
 
 def documented_fields() -> dict[str, dict[str, str]]:
-    """The strings below the fields of every class of config.py and term_settings.py, by class and field."""
+    """The strings below the fields of every class of settings of whole runs, by class and field."""
     found: dict[str, dict[str, str]] = {}
-    sources = "".join(inspect.getsource(module) for module in (config_module, term_settings, detection_config))
+    sources = "".join(inspect.getsource(module) for module in SETTINGS_OF)
     for node in ast.parse(sources).body:
         if not isinstance(node, ast.ClassDef) or node.name not in SETTINGS:
             continue

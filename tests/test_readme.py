@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from mgd_ssl import GuidedStudent
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import parse
 from mgd_ssl.commands import COMMANDS
-from mgd_ssl.config import ClassifyConfig, PretrainConfig
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.settings import keys_of
 from mgd_ssl.tasks.detection.config import DetectConfig
 

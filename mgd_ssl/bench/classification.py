@@ -8,7 +8,7 @@ import torch
 
 from mgd_ssl.bench.config import StepConfig
 from mgd_ssl.bench.timing import Work
-from mgd_ssl.config import ClassifyConfig, LabelledDataConfig, SupervisedOptimConfig
+from mgd_ssl.classify_settings import ClassifyConfig, LabelledDataConfig, SupervisedOptimConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.labelled_crops import LabelledBatch
 from mgd_ssl.data.sources import Labelled

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import parse
-from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.printable import printable
 
 

@@ -87,7 +87,9 @@ def export(config: ExportConfig) -> Exported:
     if not chosen.carries(student):
         kept = f" with a classifier of {student.classes} classes" if student.classes else ""
         carrying = [name for name in FORMATS if writer(name).carries(student)]
-        raise UserError(f"{config.format} has no {student.arch}{kept}: choose --format {' or '.join(carrying)}")
+        raise UserError(
+            f"{config.format} is not known to hold a {student.arch}{kept}: choose --format {' or '.join(carrying)}"
+        )
     with writing(config.out, ELSEWHERE, at_start=True):
         config.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=f".{config.out.name}.") as folder:

@@ -25,6 +25,7 @@ TWINS = {
     "mobilenet_v3_large": Twin("mobilenetv3_large_100", {"bn_eps": 1e-3}),
     "efficientnet_b0": Twin("efficientnet_b0", {}),
     "efficientnet_b1": Twin("efficientnet_b1", {}),
+    "efficientnet_b2": Twin("efficientnet_b2", {}),
 }
 HEADED = (
     "mobilenet_v3_small",

@@ -10,10 +10,10 @@ from torch import nn
 
 from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.export.student import Network, Student
-from mgd_ssl.networks.backbones import MORE_OF_TORCHVISION, MOVED_STRIDE, TORCHVISION
+from mgd_ssl.networks.backbones import BACKBONES, MOVED_STRIDE
 from mgd_ssl.run.checkpoint import serialised
 
-NAMES = [*TORCHVISION, *MORE_OF_TORCHVISION, "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"]
+NAMES = [name for name in BACKBONES if name in torchvision.models.list_models()]  # with the same keys
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(torchvision.models.get_model, name, weights=None) for name in NAMES},
     "mobilenet_v2_moved_stride": partial(

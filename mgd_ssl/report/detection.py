@@ -31,6 +31,7 @@ MEANS = {
     "AR_large": "recall of objects above 96² pixels",
 }
 SURE = 0.3  # score from which on a box is drawn
+LINE = 0.06  # height of a line of words, as a share of the image's
 SHOWN_CURVES = 12  # classes with a curve of their own
 
 
@@ -133,5 +134,6 @@ def _draw(axes: Axes, pixels: np.ndarray, corners: np.ndarray, labels: np.ndarra
     for (x1, y1, x2, y2), kind, words in zip(corners.tolist(), labels.tolist(), told, strict=True):
         colour = COLOURS[kind % len(COLOURS)]
         axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.6))
-        axes.text(x1, y1, words, fontsize=7, color="white", va="bottom", clip_on=True,
+        above = y1 > LINE * len(pixels)  # else the words would be cut off at the image's edge
+        axes.text(x1, y1, words, fontsize=7, color="white", va="bottom" if above else "top", clip_on=True,
                   bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})  # fmt: skip

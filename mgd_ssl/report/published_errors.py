@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import find_config, load_toml
-from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.run.read import Run
 from mgd_ssl.settings import flattened, incomplete
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mgd_ssl.config import ClassifyConfig, PretrainConfig
+from mgd_ssl.classify_settings import ClassifyConfig
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.printable import printable
 from mgd_ssl.report import published, published_errors
 from mgd_ssl.report.classes import validated

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
-from mgd_ssl.config import ClassifyConfig, PretrainConfig
+from mgd_ssl.classify_settings import ClassifyConfig
+from mgd_ssl.config import PretrainConfig
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 from mgd_ssl.run.read import Run
 from mgd_ssl.settings import flattened, free_keys

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
 
-from mgd_ssl.config import ClassifyConfig
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.data.labelled_crops import LabelledBatch, RandomCrops, SomeOf
 from mgd_ssl.data.loader import Reading, one_pass
 from mgd_ssl.data.order import TrainingOrder, few_labels, subset

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mgd_ssl.config import ClassifyConfig, Decoding
+from mgd_ssl.classify_settings import ClassifyConfig
+from mgd_ssl.config import Decoding
 from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.teacher import Teacher

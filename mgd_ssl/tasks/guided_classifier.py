@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mgd_ssl.config import ClassifyConfig
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.kd import LogitDistillation
 from mgd_ssl.distillation.matched_maps import MatchedMaps

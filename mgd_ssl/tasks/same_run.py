@@ -11,6 +11,8 @@ from mgd_ssl.settings import Settings, defaults, differences, flattened, free_ke
 
 WEIGHTS = ("student_weights", "backbone", "teacher")  # keys of a description: whose weights a run has
 
+LEFT_OPEN = ("runtime.precision", "teacher_precision")  # settings that may be "auto", and are saved as what they become
+
 
 class RunSettings(OfARun, Protocol):
     """Settings of a run that are saved with it."""
@@ -57,7 +59,8 @@ class SameRun:
             raise damaged_description(out) from error
         new = config.model_dump(mode="json")
         asked = new | {"student": new["student"] or saved["student"]}  # where none is given the weights tell
-        check_same(out, differences(saved, asked, free_keys(self.model)))
+        left_open = [key for key in LEFT_OPEN if flattened(new).get(key) == "auto"]  # then it is as the run began
+        check_same(out, differences(saved, asked, [*free_keys(self.model), *left_open]))
 
     def completed(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Saved settings, with the defaults of those which the version that saved them did not have.

@@ -223,9 +223,12 @@ def test_timm_and_transformers_load_the_folder_and_its_card_tells_what_was_measu
     assert "secret/folder" not in card
 
 
+NEITHER = {*(f"regnet_{x}_{size}" for x in "xy" for size in ("400mf", "800mf", "1_6gf", "3_2gf"))}
+NEITHER |= {"convnext_tiny", "convnext_small"}
 CARRIED = {  # format -> what it cannot hold
     "torchvision": {"thin_resnet10", "thin_resnet14", "mobilenet_v1"},
-    "timm": {"thin_resnet10", "thin_resnet14", "mobilenet_v2_moved_stride", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"},
+    "timm": NEITHER
+    | {"thin_resnet10", "thin_resnet14", "mobilenet_v2_moved_stride", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"},
     "safetensors": set[str](),
     "onnx": set[str](),
 }
@@ -271,7 +274,7 @@ def test_bad_input_is_one_sentence(networks: Any, tmp_path: Path, capsys: pytest
     assert "opset is 11: set it to 18 or more" in sentence(
         capsys, source, "--format", "onnx", "--opset", 11, "--out", out
     )
-    assert "timm has no thin_resnet10: choose --format safetensors or onnx" in sentence(
+    assert "timm is not known to hold a thin_resnet10: choose --format safetensors or onnx" in sentence(
         capsys, source, "--format", "timm", "--out", tmp_path / "a.safetensors"
     )
     assert "source is not set" in sentence(capsys, "--out", out)

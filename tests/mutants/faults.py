@@ -23,6 +23,7 @@ BEGINNING = ("tests/tasks/test_teachers.py", "-k", "begins")
 BACKENDS = ("tests/data/test_views.py",)
 BUILDER = ("tests/moco/test_builder.py",)
 DATA = ("tests/data/test_folder.py",)
+DETECTOR = ("tests/tasks/detection/test_retinanet.py",)
 ENCODERS = ("tests/networks/test_backbones.py",)
 FEATURES = ("tests/evaluation/test_features.py",)
 HEADS = ("tests/linear_eval/test_heads.py",)
@@ -32,6 +33,7 @@ KNN = ("tests/evaluation/test_knn.py",)
 LAYOUTS = ("tests/networks/test_layouts.py",)
 METER = ("tests/training/test_meter.py",)
 METHOD = ("tests/tasks/test_moco.py",)
+PADDING = ("tests/tasks/detection/test_padding.py",)
 PROBE = ("tests/linear_eval/test_probe.py",)
 PROTOCOLS = ("tests/linear_eval/test_protocols.py",)
 RANKS = ("tests/test_distributed.py", "-k", "not torchrun")
@@ -40,6 +42,7 @@ RESUME = ("tests/tasks/test_resume.py", "-k", "middle or knn_rows")
 ROWS = ("tests/training/test_loop.py", "-k", "row or rows or finite or saved")
 SCHEDULE = ("tests/training/test_schedule.py",)
 SETTINGS = ("tests/test_settings.py",)
+SHAPES = ("tests/tasks/detection/test_samples.py",)
 SHORTEN = ("tests/linear_eval/test_shorten.py",)
 SOURCES = ("tests/linear_eval/test_sources.py",)
 STEP = ("tests/tasks/test_training_step.py",)
@@ -181,7 +184,7 @@ EVALUATION = [
     Fault("features in training mode", "self.trunk.eval()", "pass", FEATURES),
     Fault("all modules left in evaluation mode", "module.training = mode", "pass", FEATURES, "FeatureExtractor"),
     Fault("label of the unreadable image", "labels[used.numpy()]", "labels[indices]", FEATURES),
-    Fault("monitor: queries vote", "knn_accuracy(bank, queries,", "knn_accuracy(queries, bank,", SETTINGS),
+    Fault("monitor: queries vote", "return knn_accuracy(bank, queries, self", "return knn_accuracy(queries, bank, self", SETTINGS),
     Fault("linear: top-5 is top-6", "(rank < 5)", "(rank < 6)", HEADS),
     Fault("linear: ties are hits", "(logits < right)", "(logits <= right)", HEADS),
     Fault("linear: no weight decay", ".addcmul_(parameter, decay)", "", HEADS),
@@ -277,4 +280,15 @@ TERMS = [
     Fault("effective rank of squares", "shares = values / values.sum()", "shares = values**2 / (values**2).sum()", COLLAPSE),
 ]  # fmt: skip
 
-FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *CLASSIFICATION, *TERMS]
+DETECTION = [
+    Fault("detection: P6 of P5", "extra.use_P5 = False", "pass", DETECTOR),
+    Fault("detection: anchors at torchvision's strides", "for s in self.strides", "for s in (6, 16, 32, 64, 128)", DETECTOR),
+    Fault("detection: neither background nor object counts", "proposal_matcher.BETWEEN_THRESHOLDS", "proposal_matcher.BELOW_LOW_THRESHOLD", DETECTOR),
+    Fault("detection: average of the batch, not of an image", "self._average(held / len(targets))", "self._average(held)", DETECTOR),
+    Fault("detection: boxes are not mirrored", "w - corners[:, 2], corners[:, 1], w - corners[:, 0], corners[:, 3]", "corners[:, 0], corners[:, 1], corners[:, 2], corners[:, 3]", SHAPES),
+    Fault("detection: crowds are targets", "found.of(~found.crowd)", "found", SHAPES),
+    Fault("detection: padding is the mean's negative", "images * valid_positions(sizes, edges, edges)", "images", SHAPES),
+    Fault("detection: padding counts in the loss", "normalised = normalised * target.valid", "pass", PADDING),
+]  # fmt: skip
+
+FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *TEACHERS, *CLASSIFICATION, *TERMS, *DETECTION]

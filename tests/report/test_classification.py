@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mgd_ssl.config import ClassifyConfig
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.report.classes import CONFUSION, class_reports, class_row, worst_classes
 from mgd_ssl.report.page import write_report
 from mgd_ssl.report.published_errors import RESULTS, PublishedErrors

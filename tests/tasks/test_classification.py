@@ -17,8 +17,8 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import functional as TF
 
+from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.cli import main
-from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.files import read_json
