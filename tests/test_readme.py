@@ -44,7 +44,9 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *CONFIGS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "docs" / "reproduce.md", *CONFIGS], ids=lambda path: path.name
+)
 def test_commands_are_accepted(path: Path) -> None:
     found = commands(path.read_text())
     assert found
