@@ -299,6 +299,7 @@ def teacher_taps(run: Runs) -> None:
     assert [map_.shape[1] for map_ in maps] == [128, 256]
 
 
+@case
 def teacher_mean(run: Runs) -> None:
     """The teacher sees what it would see if its pixels were normalised so."""
     _teacher_input(run, (0.2, 0.3, 0.4), DEVIATION)
