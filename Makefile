@@ -2,18 +2,22 @@
 # make test   set up, then run the tests
 # make faults the faults that are put in on purpose, many more of them: an hour
 # make mutants wrong lines put into copies of the code: the tests must notice every one
+# make test-gpu  on a machine with a GPU: what it has to pass, in under ten minutes
 # make check  set up, then lint and type-check
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test faults mutants check bench clean
+.PHONY: demo test test-gpu faults mutants check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/mgd-ssl bench --only gpu
 
 faults: $(VENV)/.installed-dev
 	MGD_FAULTS=20 $(BIN)/python -m pytest -q -rs -n 2 tests/faults

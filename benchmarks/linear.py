@@ -17,8 +17,9 @@ from rich.table import Table
 
 from benchmarks.linear_sets import Gaussian, Split, sets
 from linear_eval.feature_batches import CachedSource, LiveSource, Transform, standardising
+from linear_eval.logistic import Data, LogisticProbe
 from linear_eval.probe import Probe
-from linear_eval.protocols import Protocol, Round, load_protocol
+from linear_eval.protocols import LogisticProtocol, Protocol, Round, load_protocol
 from mgd_ssl.bench.tables import show, value_table
 from mgd_ssl.bench.timing import Times, clock_of, compared, interleaved, timed
 from mgd_ssl.command_line import parse
@@ -55,6 +56,8 @@ class BenchConfig(Settings):
     """Also train every head all the way, and compare what is chosen."""
     choices: bool = False
     """Instead: compare what is chosen on a dozen data sets, with as many seeds as `rounds`."""
+    logreg: bool = False
+    """Instead: compare logistic regression with the search on the same data sets."""
     arch: str = "resnet18"
     """Backbone of the live features; its weights are random here."""
     image_size: int = Field(224, ge=32, le=MAX_SIZE)
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with process(config.runtime) as runtime:
         if config.choices:
             return choices(config, runtime)
+        if config.logreg:
+            return regressions(config, runtime)
         result = {**search_cost(config, runtime), **live_cost(config, runtime)}
     per_image = result["live_images_per_second"], result["extraction_images_per_second"]
     result["live_hours"] = config.epochs * config.images / per_image[0] / 3600
@@ -77,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def variants(epochs: int) -> dict[str, Protocol]:
+def variants(epochs: int) -> dict[str, Protocol | LogisticProtocol]:
     """One head, the search, and all heads all the way, of the length asked for."""
-    base = load_protocol("sweep").model_dump() | {"epochs": epochs}
-    shrink = epochs / load_protocol("sweep").epochs
+    sweep = load_protocol("sweep")
+    assert isinstance(sweep, Protocol)
+    base, shrink = sweep.model_dump() | {"epochs": epochs}, epochs / sweep.epochs
     rounds = [r | {"epochs": r["epochs"] * shrink, "steps": round(r["steps"] * min(1, shrink))} for r in base["rounds"]]
     one = {"lrs": (0.01,), "weight_decays": (0.0,), "rounds": ()}
     return {
@@ -96,23 +102,29 @@ class Trained(NamedTuple):
     seconds: float
     cpu_seconds: float  # of this process, which other work on the machine does not add to
     top1: float
-    lr: float
+    lr: float  # of a logistic regression its C
 
 
-def trained(protocol: Protocol, split: Split, runtime: Runtime, seed: int) -> Trained:
+def trained(protocol: Protocol | LogisticProtocol, split: Split, runtime: Runtime, seed: int) -> Trained:
     """Time of an evaluation, its accuracy in percent, and the learning rate it ended with."""
 
     def evaluate() -> tuple[float, float]:
-        source, val_source = (
-            CachedSource(features, standardising(split.train.values, False, runtime.device), runtime.device)
-            for features in split
-        )
+        transform = standardising(split.train.values, protocol.normalise, runtime.device)
+        if not protocol.standardise:
+            transform = Transform(protocol.normalise)
+        source, val_source = (CachedSource(features, transform, runtime.device) for features in split)
         labels, dim = split.train.labels, split.train.values.shape[1]
         classes = int(labels.max()) + 1
-        probe = Probe(protocol, seed, classes, dim, labels, source, source, val_source, runtime.device)
+        probe: Probe | LogisticProbe
+        if isinstance(protocol, LogisticProtocol):
+            probe = LogisticProbe(protocol, seed, Data(labels, classes, source, val_source), runtime.device)
+        else:
+            probe = Probe(protocol, seed, classes, dim, labels, source, source, val_source, runtime.device)
         with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), probe.total_steps + 1, 0) as log:
             probe.train(log, lambda: False, lambda: None)
-            return probe.result().top1[0], probe.settings[0].lr
+            (setting,) = probe.settings
+            chosen = 1 / (setting.weight_decay * len(labels)) if isinstance(probe, LogisticProbe) else setting.lr
+            return probe.result().top1[0], chosen
 
     cpu_seconds, (seconds, found) = timed(lambda: timed(evaluate), time.process_time)
     return Trained(seconds, cpu_seconds, *found)
@@ -121,7 +133,9 @@ def trained(protocol: Protocol, split: Split, runtime: Runtime, seed: int) -> Tr
 class Runs:
     """The same evaluations in every round, whose number is the seed."""
 
-    def __init__(self, protocols: Mapping[str, Protocol], split: Split, runtime: Runtime, rounds: int) -> None:
+    def __init__(
+        self, protocols: Mapping[str, Protocol | LogisticProtocol], split: Split, runtime: Runtime, rounds: int
+    ) -> None:
         seeds = {name: iter(range(rounds)) for name in protocols}
 
         def next_of(name: str) -> Trained:
@@ -149,6 +163,24 @@ def choices(config: BenchConfig, runtime: Runtime) -> int:
         ]
         told = " ".join(f"{value:+.2f}" for value in lost)
         table.add_row(name, *found, told, f"{cost:.1f}", f"{cost_of_all:.1f}")
+    show(table, result, width=160)
+    return 0
+
+
+def regressions(config: BenchConfig, runtime: Runtime) -> int:
+    """Print what logistic regression gains over the search on each data set, and what both cost beside one head."""
+    table = Table("data set", "sweep: lr", "sweep: top-1", "logreg: C", "logreg: top-1", "gained", "cost", "of sweep")
+    of_length, result = variants(config.epochs), {}
+    protocols = {"one": of_length["one"], "search": of_length["search"], "logreg": load_protocol("logreg")}
+    for name, make in sets(runtime).items():
+        runs = Runs(protocols, make(), runtime, config.rounds)
+        search, logreg = (runs.all[kind] for kind in ("search", "logreg"))
+        gained = [one.top1 - other.top1 for one, other in zip(logreg, search, strict=True)]
+        costs = [runs.cpu.ratio(kind, "one") for kind in ("logreg", "search")]
+        result[name] = {"gained": gained, "cost": costs[0], "cost_of_sweep": costs[1]}
+        columns = [[run.lr for run in search], [run.top1 for run in search]]
+        columns += [[run.lr for run in logreg], [run.top1 for run in logreg], gained]
+        table.add_row(name, *(" ".join(f"{v:.4g}" for v in values) for values in columns), *(f"{c:.1f}" for c in costs))
     show(table, result, width=160)
     return 0
 

@@ -32,6 +32,9 @@ class RunsConfig(Settings):
     """Print one JSON object a run instead of the table."""
 
 
+TRAININGS = ("pretrain", "classify")  # commands whose job is the run itself; others evaluate it
+
+
 class Row(NamedTuple):
     """One run as the table shows it; None where there is nothing yet."""
 
@@ -39,7 +42,7 @@ class Row(NamedTuple):
     state: str
     epoch: float | None
     loss: float | None
-    knn_top1: float | None
+    top1: float | None  # of k-NN, or of a classification's last validation
     images_per_second: float | None
     restarts: int
     last_line: str
@@ -93,7 +96,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 
 
 def newest_of_each_command(run: Path) -> dict[str, Records]:
-    """The newest submission of pretrain, linear and knn, as far as there are any."""
+    """The newest submission of every command, as far as there are any."""
     return {records.submission().command[0]: records for records in Records.of_run(run)}
 
 
@@ -102,10 +105,11 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
     if (run / "config.json").is_file():
         runs.read_of_run(run / "config.json")
     metrics = last_rows(run / "metrics.jsonl")
-    train, knn = metrics.get("train", {}), metrics.get("knn", {})
+    train, measured = metrics.get("train", {}), metrics.get("knn", {}) or metrics.get("validation", {})
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
-    records = newest.get("pretrain")
-    state = state_of(run, records, by_command.pop("pretrain", UNKNOWN))
+    training = next((word for word in TRAININGS if word in newest), TRAININGS[0])
+    records = newest.get(training)
+    state = state_of(run, records, by_command.pop(training, UNKNOWN))
     evaluations = {word: alive(now) if now.alive else ended(newest[word], now) for word, now in by_command.items()}
     told = [f"{word} {now}" for word, now in evaluations.items() if now != "finished"]
     if records is not None or (run / "config.json").is_file():
@@ -116,7 +120,7 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
         "; ".join(told) or "finished",
         train.get("epoch"),
         train.get("loss"),
-        knn.get("top1"),
+        measured.get("top1"),
         train.get("images_per_second"),
         max(0, len(records.attempts()) - 1) if records is not None else 0,
         last_line([run / "log.txt", *logs]),
@@ -177,7 +181,7 @@ def show(rows: Sequence[Row]) -> None:
     """Print the table."""
     table = Table(box=None)
     for column, justify in (
-        ("run", "left"), ("state", "left"), ("epoch", "right"), ("loss", "right"), ("k-NN", "right"),
+        ("run", "left"), ("state", "left"), ("epoch", "right"), ("loss", "right"), ("top-1", "right"),
         ("images/s", "right"), ("restarts", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -185,7 +189,7 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(
             printable(row.run), printable(row.state), _number(row.epoch, 2), _number(row.loss, 4),
-            _number(row.knn_top1, 2), _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
+            _number(row.top1, 2), _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
         )  # fmt: skip
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # a pipe gets whole lines

@@ -23,7 +23,7 @@ class LinearConfig(EvaluationConfig):
     """Train linear classifiers on the features of a frozen backbone, and measure their accuracy."""
 
     protocol: str = "sweep"
-    """sweep, sweep_full, moco, disco, simreg, or the path of a TOML file."""
+    """sweep, sweep_full, logreg, moco, disco, simreg, or the path of a TOML file."""
     out: Path | None = None
     """Folder for the result, and for cached features; None: the run folder. Required for a file and for random:..."""
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0,), min_length=1)

@@ -12,8 +12,9 @@ import numpy as np
 from linear_eval.command import LinearConfig, folder_of
 from linear_eval.feature_batches import CachedSource, LiveSource, Source, Transform, standardising
 from linear_eval.feature_cache import FeatureCache
+from linear_eval.logistic import Data, LogisticProbe
 from linear_eval.probe import Probe, stages
-from linear_eval.protocols import Protocol, load_protocol
+from linear_eval.protocols import LogisticProtocol, Protocol, load_protocol
 from mgd_ssl.data.order import held_out
 from mgd_ssl.data.samples import decoding_as_in
 from mgd_ssl.data.sources import Labelled, scan_labelled
@@ -66,7 +67,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         decoding = decoding_as_in(run_in(checkpoint), config.background, config.max_pixels)
         train, val = scan_labelled(data / "train", data / "val", decoding)
         num_classes = int(train.labels.max()) + 1
-        stages(protocol, len(train[0]), held_out(train[1], protocol.held_out, 0))  # sizes fit, before anything is done
+        total_steps(protocol, train[1], 0)  # sizes fit, before anything is done
         evaluator = Evaluator(config, protocol, out, runtime, backbone, train, val, num_classes)
         with StopRequest().listening() as stop:
             try:
@@ -76,6 +77,18 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
         evaluation = evaluator.evaluation(results)
         with once_trained(lambda: len(results)):
             return evaluation, on_rank_zero(lambda: evaluation.save(out))
+
+
+def total_steps(protocol: Protocol | LogisticProtocol, labels: np.ndarray, seed: int) -> int:
+    """Steps of an evaluation of a training set [n]; of a logistic regression the values of C, and the last fit.
+
+    Raises:
+        UserError: when a batch takes more images than there are, or does not divide over the processes.
+    """
+    judged_on = held_out(labels, protocol.held_out, seed)
+    if isinstance(protocol, LogisticProtocol):
+        return protocol.count + 1
+    return sum(stage.steps for stage in stages(protocol, len(labels), judged_on))
 
 
 def seed_folder(out: Path, name: str, seed: int) -> Path:
@@ -100,7 +113,7 @@ class Evaluator:
     def __init__(
         self,
         config: LinearConfig,
-        protocol: Protocol,
+        protocol: Protocol | LogisticProtocol,
         out: Path,
         runtime: Runtime,
         backbone: FrozenBackbone,
@@ -133,7 +146,7 @@ class Evaluator:
 
     def _run(self, seed: int, folder: Path, stop: StopRequest) -> dict[str, Any]:
         damaged = on_rank_zero(lambda: damage(folder, RESULT, HEAD))
-        steps = sum(s.steps for s in stages(self.protocol, len(self.train[1]), self._held_out(seed)))
+        steps = total_steps(self.protocol, self.train[1], seed)
         with Session(folder, steps, self.runtime) as session:
             if damaged:
                 logger.warning("%s; %s and result.json are made anew", damaged, HEAD)
@@ -163,7 +176,7 @@ class Evaluator:
             on_rank_zero(session.log.synced_bytes)  # a finished evaluation has all its rows
             return self._finish(probe, folder)
 
-    def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe:
+    def probe(self, seed: int, skipped: Sequence[SkippedFiles], stop: StopRequest) -> Probe | LogisticProbe:
         """What trains the heads, with the features it needs computed or found."""
         device, protocol = self.runtime.device, self.protocol
         val = self.features("val", skipped[1], stop)
@@ -184,6 +197,9 @@ class Evaluator:
         )  # fmt: skip
         dim = val.values.shape[1]
         val_source = CachedSource(val, transform, device)
+        if isinstance(protocol, LogisticProtocol):
+            assert cached is not None
+            return LogisticProbe(protocol, seed, Data(labels, self.num_classes, cached, val_source), device)
         return Probe(protocol, seed, self.num_classes, dim, labels, source, cached, val_source, device)
 
     def features(self, split: str, skipped: SkippedFiles, stop: StopRequest) -> Features:
@@ -199,10 +215,7 @@ class Evaluator:
             self._features[split] = self.cache.features(split, labelled, skipped, check_stop)
         return self._features[split]
 
-    def _held_out(self, seed: int) -> np.ndarray:
-        return held_out(self.train[1], self.protocol.held_out, seed)
-
-    def _finish(self, probe: Probe, folder: Path) -> dict[str, Any]:
+    def _finish(self, probe: Probe | LogisticProbe, folder: Path) -> dict[str, Any]:
         """Measure the last head once, and save it beside the result."""
         scores, [setting] = probe.result(), probe.settings
         result = {

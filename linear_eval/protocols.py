@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from mgd_ssl.command_line import find_config, load_toml
+from mgd_ssl.command_line import find_config, load_toml, read_toml
 from mgd_ssl.errors import UserError
 from mgd_ssl.settings import Settings, each_once
 
@@ -137,7 +137,56 @@ class Protocol(Settings):
         return "; ".join(filter(None, parts))
 
 
-def load_protocol(name: str) -> Protocol:
+class LogisticProtocol(Settings):
+    """A linear evaluation by logistic regression."""
+
+    solver: Literal["lbfgs"]
+    """Tells such a protocol from the others."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)
+    """Short and file-safe."""
+    version: int = Field(ge=1)
+    """Raised whenever a number below changes."""
+    features: Literal["cached"] = "cached"
+    """Of centre crops, computed once."""
+    normalise: bool = False
+    """Divide every feature vector by its norm."""
+    standardise: bool = False
+    """Centre every dimension and divide it by its deviation over the training set (after `normalise`)."""
+    lowest: float = Field(ge=-20, le=20)
+    """Power of ten of the smallest inverse penalty C."""
+    highest: float = Field(ge=-20, le=20)
+    """Of the largest."""
+    count: int = Field(ge=1, le=1000)
+    """How many values, evenly in the power."""
+    iterations: int = Field(ge=1, le=10**6)
+    """Of L-BFGS for one C, at most."""
+    tolerance: float = Field(gt=0, le=1)
+    """It ends where the gradient is this share of that at 0."""
+    patience: int = Field(ge=1, le=1000)
+    """Values in a row that are no better than the best, after which larger ones are left out."""
+    held_out: float = Field(gt=0, lt=1)
+    """Share of every class of the training set that judges the values of C."""
+
+    @property
+    def costs(self) -> list[float]:
+        """The values of C, rising."""
+        step = (self.highest - self.lowest) / max(1, self.count - 1)
+        return [10 ** (self.lowest + step * i) for i in range(self.count)]
+
+    def __str__(self) -> str:
+        parts = [
+            f"linear {self.name} v{self.version}",
+            "cached centre crops",
+            "normalised" if self.normalise else "",
+            "standardised" if self.standardise else "",
+            f"logistic regression by L-BFGS, at most {self.iterations} iterations, tolerance {self.tolerance:g}",
+            f"C of {self.count} values 1e{self.lowest:g} to 1e{self.highest:g} chosen on {self.held_out:.0%} of the "
+            f"training set (patience {self.patience})",
+        ]
+        return "; ".join(filter(None, parts))
+
+
+def load_protocol(name: str) -> Protocol | LogisticProtocol:
     """A protocol by its name, or by the path of a TOML file.
 
     Raises:
@@ -145,8 +194,12 @@ def load_protocol(name: str) -> Protocol:
             name of one of ours.
     """
     path = find_config(name, FOLDER, "protocol")
-    protocol = load_toml(Protocol, path)
+    protocol = _read(path)
     ours = FOLDER / f"{protocol.name}.toml"
-    if ours.is_file() and protocol != load_toml(Protocol, ours):
+    if ours.is_file() and protocol != _read(ours):
         raise UserError(f"{path} is named {protocol.name!r} but differs from that protocol: give it a name of its own")
     return protocol
+
+
+def _read(path: Path) -> Protocol | LogisticProtocol:
+    return load_toml(LogisticProtocol, path) if "solver" in read_toml(path) else load_toml(Protocol, path)

@@ -92,7 +92,7 @@ def parse(
         UserError: naming the setting at fault by its dotted key.
         SystemExit: for words that are no flags, or not of a flag's type; the parser has told why.
     """
-    args, file = _take_config(list(argv))
+    args, file = _take_config(_with_words(list(argv)))
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
     with incomplete():
         beginning = load_toml(model, find_config(file, configs)) if file else default or model()
@@ -119,6 +119,20 @@ def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = ""
         if found := _key_of_group(inner, group, f"{prefix}{name}."):
             return found
     return ""
+
+
+def _with_words(args: list[str]) -> list[str]:
+    """Flags of a switch with a third position as the parser wants them: `--runtime.compile` alone means True, and
+    `--runtime.no-compile` False."""
+    found = []
+    for arg, following in zip(args, [*args[1:], "--"], strict=False):
+        if arg == "--runtime.no-compile":
+            found += ["--runtime.compile", "False"]
+        else:
+            found.append(arg)
+            if arg == "--runtime.compile" and following.startswith("-"):
+                found.append("True")
+    return found
 
 
 def _take_config(args: list[str]) -> tuple[list[str], str | None]:

@@ -223,12 +223,16 @@ class RuntimeConfig(Settings):
 
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
     """auto: a GPU of NVIDIA or AMD when there is one, else the CPU. mps, Apple's GPU, is taken when it is asked for."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast dtype of training and k-NN; matching is in float32 always. float16 trains with a gradient scaler.
+    auto: as the run began; a new one in bfloat16 on a GPU that has it natively, else in float32."""
     channels_last: bool = True
     """Memory format of images and weights."""
-    compile: Annotated[bool, FREE] = False
-    """Compile encoders and teacher with torch.compile."""
+    compile: Annotated[bool | None, FREE] = None
+    """Compile encoders, teacher and the distillation loss with torch.compile; None: on a GPU where triton and a C
+    compiler are there, if the run has a thousand steps or more."""
+    deterministic: Annotated[bool, FREE] = False
+    """On a GPU choose kernels that give the same bits every time, which costs speed; a CPU does so anyway."""
     threads: Annotated[int | None, FREE] = Field(None, ge=1, le=MAX_WORKERS)
     """CPU threads of each process; None: cores divided by processes."""
     log_every: Annotated[int, FREE] = Field(10, ge=1)
@@ -256,7 +260,8 @@ class PretrainConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str = "resnet18"
-    """Architecture to train: resnet18/34/50/101/152, resnext*, wide_resnet*, thin_resnet10/14."""
+    """Architecture to train, by name: resnet18/34/50/101/152, thin_resnet10/14, mobilenet_*, efficientnet_*, regnet_*,
+    shufflenet_* and more of torchvision's; timm.NAME for a CNN of timm."""
     student_weights: Annotated[Path | None, FREE] = None
     """Checkpoint to begin with, of any kind that a teacher may have (docs/teachers.md); None: random weights. MoCo's
     projection head is kept where it has the same sizes, else a new one is drawn."""
@@ -265,10 +270,19 @@ class PretrainConfig(Settings):
     MoCo."""
     teacher_arch: str | None = None
     """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the teacher in a training step, if that of the training is float32; matching and k-NN see it in float32. auto:
+    as the run began; a new one in bfloat16 on a processor that has it natively, where it takes half the time."""
     teacher_mean: tuple[Mean, Mean, Mean] | None = None
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
     """Deviation likewise; both are given or none."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
     data: DataConfig
@@ -370,6 +384,12 @@ class SupervisedOptimConfig(Settings):
     """Epochs of a linear warm-up from a tenth of the peak."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that is spread over all classes."""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """Mix every image and label of a batch with another's, in a share drawn from Beta(mixup, mixup)
+    (https://arxiv.org/abs/1710.09412); the teacher sees the mixed images too. 0: no mixing."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Momentum of an average of the weights, taken after every step; what is validated and left behind is then the
+    average. 0: none."""
 
     @model_validator(mode="after")
     def _nesterov(self) -> Self:
@@ -385,8 +405,8 @@ class ClassifyConfig(Settings):
     out: Annotated[Path, FREE, Required("--out, the folder this run may write to")]
     """Folder of the run; the same command again continues it."""
     student: str | None = None
-    """Architecture to train: resnet18 and on, mobilenet_v1, mobilenet_v2, shufflenet_v2_x1_0 and more; None: that of
-    student_weights, resnet18 without them."""
+    """Architecture to train: resnet18 and on, mobilenet_v2, shufflenet_v2_x1_0 and more of torchvision's, mobilenet_v1,
+    timm.NAME; None: that of student_weights, resnet18 without them."""
     student_weights: Annotated[Path | None, FREE] = None
     """Checkpoint to begin with (MoCo's, ours or its run folder, torchvision's); None: random weights. Its classifier is
     kept where it has as many classes, else a new one is drawn."""
@@ -399,6 +419,12 @@ class ClassifyConfig(Settings):
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
     """Deviation likewise; both are given or none."""
+    taps: tuple[str, ...] = ()
+    """Modules of the student whose inputs are matched, as named_modules() calls them; none: the last ReLU of every
+    stage."""
+    teacher_taps: tuple[str, ...] = ()
+    """Modules of the teacher, likewise. Where one network's are named, each takes the other's stage of the same size;
+    where both are, the first is paired with the first."""
     num_classes: int | None = Field(None, ge=2, le=2**20)
     """Outputs of the classifier; None: as many as there are classes. 1000 keeps an ImageNet classifier on CUB-200, as
     in the published runs."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -84,7 +84,7 @@ class Settings(BaseModel):
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """`lr = true` would be taken for 1."""
         wanted = cls.model_fields[info.field_name or ""].annotation
-        if wanted is not bool and any(isinstance(leaf, bool) for leaf in _leaves(value)):
+        if bool not in (wanted, *get_args(wanted)) and any(isinstance(leaf, bool) for leaf in _leaves(value)):
             raise ValueError("true and false are for switches, give what its help text asks for")
         return value
 

@@ -25,7 +25,7 @@ from mgd_ssl.data.loader import batches
 from mgd_ssl.data.order import TrainingOrder
 from mgd_ssl.data.samples import PretrainBatch, TwoViews, view_policy
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.runtime import AUTOCAST, Runtime
+from mgd_ssl.run.runtime import Runtime, precision_of
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
@@ -245,7 +245,7 @@ class Stepper:
         config = self.config = PretrainConfig(**settings)
         config.out.mkdir()
         memory_format = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
-        self.runtime = Runtime(torch.device("cpu"), AUTOCAST[config.runtime.precision], memory_format, 1)
+        self.runtime = Runtime(torch.device("cpu"), precision_of(config.runtime, torch.device("cpu")), memory_format, 1)
         self.images = ImageList.scan(config.data.train)
         self.teacher = None if config.teacher is None else Teacher.load(config.teacher)
         self.module = build_method(config, self.teacher).to(memory_format=memory_format)

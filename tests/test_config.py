@@ -94,7 +94,7 @@ def test_unknown_key_names_the_file_and_the_nearest_key(tmp_path: Path, text: st
         ("[optim]\nlr = 'fast'", "optim.lr is 'fast': give a number"),
         ("[optim]\nlr = -1", "optim.lr is -1: set it above 0"),
         ("[moco]\nmomentum = 1.0", "moco.momentum is 1.0: set it below 1"),
-        ("[runtime]\nprecision = 'half'", "runtime.precision is 'half': choose 'float32'"),
+        ("[runtime]\nprecision = 'half'", "runtime.precision is 'half': choose 'auto'"),
         ("[data]\nimage_size = 3.5", "data.image_size is 3.5: give a whole number"),
         ("data = 3", "data is 3: write its settings below a line with its name in brackets"),
         ("student = 18", "student is 18: write text, in quotes"),
@@ -272,7 +272,7 @@ def test_what_is_free_to_change_is_what_changes_neither_weights_nor_matching() -
     assert free_keys(PretrainConfig) == [
         "out", "student_weights", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable",
         "terms.bingo.bags", "knn", "checkpoint",
-        "runtime.device", "runtime.compile", "runtime.threads", "runtime.log_every",
+        "runtime.device", "runtime.compile", "runtime.deterministic", "runtime.threads", "runtime.log_every",
     ]  # fmt: skip
 
 

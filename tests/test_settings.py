@@ -26,6 +26,7 @@ from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.settings import Settings
@@ -36,7 +37,7 @@ from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco import View, ViewKey, ViewPolicy, draw_view
 from tests.conftest import write_images
-from tests.runs import rows, steps_saved, tiny, trained_teacher
+from tests.runs import rows, stepper_for, steps_saved, tiny, trained_teacher
 from tests.term_cases import CASES as TERM_CASES
 from tests.term_cases import TermRuns, term_runs
 
@@ -189,6 +190,8 @@ class Runs:
             },
             "other": {
                 "teacher": self.teacher,
+                "taps": ("layer2.0.relu", "layer3.0.relu"),
+                "teacher_taps": ("layer2.0.relu", "layer3.0.relu"),
                 "seed": 12,
                 "data": {"recipe": "v1", "backend": "device"},
                 "mgd": {"margin": "initial"},
@@ -282,6 +285,20 @@ def teacher_arch(run: Runs) -> None:
 
 
 @case
+def taps(run: Runs) -> None:
+    assert run("other").first.module.guide.taps.names == ["layer2.0.relu", "layer3.0.relu"]
+    assert run("plain").first.module.guide.taps.names == [f"layer{stage}.0.relu" for stage in range(1, 5)]
+
+
+@case
+def teacher_taps(run: Runs) -> None:
+    network = run("other").first.teacher
+    assert network is not None
+    assert [tuple(map_.shape[1:]) for map_ in network(torch.zeros(1, 3, 32, 32))] == [(128, 8, 8), (256, 4, 4)]
+    (maps, _, _), *_ = run("other").reduced
+    assert [map_.shape[1] for map_ in maps] == [128, 256]
+
+
 def teacher_mean(run: Runs) -> None:
     """The teacher sees what it would see if its pixels were normalised so."""
     _teacher_input(run, (0.2, 0.3, 0.4), DEVIATION)
@@ -657,10 +674,39 @@ def runtime_channels_last(run: Runs) -> None:
 
 
 @case
+def teacher_precision(run: Runs) -> None:
+    maps = {}
+    for wanted in ("float32", "bfloat16"):
+        settings = tiny(run.images, run.folder / f"teacher in {wanted}", teacher=run.teacher, teacher_precision=wanted)
+        stepper, batches = stepper_for(settings, 1)
+        (_, _, targets, *_) = stepper.task.inputs(batches[0], 0)
+        maps[wanted] = [target.map for target in targets["mgd"]]
+    assert {each.dtype for each in maps["float32"]} == {torch.float32}
+    assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
+    for exact, rounded in zip(*maps.values(), strict=True):
+        cosine = torch.nn.functional.cosine_similarity(rounded.float().flatten(1), exact.flatten(1))
+        assert cosine.min() > 0.99  # a few values change their sign, where two of a group are nearly opposite
+
+
+@case
+def runtime_deterministic(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        chosen: list[bool] = []
+        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
+        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+        for wanted in (False, True):
+            with this_process(RuntimeConfig(deterministic=wanted, precision="float32", threads=1)):
+                pass
+        assert chosen == [False, True]
+
+
+@case
 def runtime_compile(run: Runs) -> None:
     task = run("other").first
-    assert task.teacher is not None and task.mgd is not None
-    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, task.teacher.backbone, task.mgd]
+    assert task.teacher is not None and task.mgd is not None and task.in_step is not None
+    teachers = [task.teacher.backbone, task.in_step.backbone]  # in float32 for matching, and as in training
+    wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, *teachers, task.mgd]
     assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
 

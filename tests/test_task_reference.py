@@ -47,8 +47,8 @@ RECORDED_REDUCERS = {"amp": "amp", "sp": "max", "sm": "sparse", "rd": "random_dr
 
 
 class Rounding(NamedTuple):
-    """What float32 takes off: twice the distance of the same networks in float64 from what was recorded. The two
-    exceptions are in docs/reference.md.
+    """What float32 takes off: twice the distance of the same networks in float64 from what was recorded, or twice what
+    a disturbance of float32's size does to them in float64, where that is more (docs/reference.md).
 
     Convolutions round differently from CPU to CPU, and a random network amplifies that from stage to stage and from
     step to step; the deepest one, ResNet-152, by three digits more than the others.

@@ -11,10 +11,14 @@ from mgd_ssl.settings import Settings
 class StepConfig(Settings):
     """A training step, and how often it is timed."""
 
+    task: Literal["pretrain", "classify"] = "pretrain"
+    """Whose step: `mgd-ssl pretrain`'s, or that of `mgd-ssl classify` with MGD."""
     student: str = "resnet18"
     """Architecture that is trained."""
     teacher: str = "resnet50"
     """Architecture that teaches; its weights are random here."""
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the teacher in the step; the bare networks stay as `runtime.precision` says."""
     image_size: int = Field(64, ge=32, le=MAX_SIZE)
     """Edge of an image in pixels."""
     batch_size: int = Field(32, ge=2, le=2**24)
@@ -36,8 +40,9 @@ class BenchConfig(StepConfig):
     """Measure a training step, the bare networks in it, the matching solver, and what the views cost a core."""
 
     views: bool = True
-    """Also measure the views, and say how many cores it takes to feed the step."""
+    """Also measure MoCo's views, and say how many cores it takes to feed its step."""
     memory: bool = True
     """Also measure the peak memory of step and bare networks, in processes of their own."""
-    only: Literal["views"] | None = None
-    """views: measure nothing else, within a minute."""
+    only: Literal["views", "gpu"] | None = None
+    """views: measure nothing else, within a minute. gpu: the checks a GPU has to pass before its numbers count,
+    in under ten minutes."""

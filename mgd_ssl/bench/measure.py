@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 
+from mgd_ssl.bench.classification import bare_classifiers, classification_step
 from mgd_ssl.bench.config import BenchConfig, StepConfig
 from mgd_ssl.bench.handover import handover
 from mgd_ssl.bench.memory import peak_memory
 from mgd_ssl.bench.step import bare_networks, training_step, view_rows
-from mgd_ssl.bench.timing import clock_of, compared, timed
+from mgd_ssl.bench.timing import clock_of, compared, repeats_on, timed
 from mgd_ssl.bench.views import Stages, stage_costs
 from mgd_ssl.data.samples import chosen_backend
-from mgd_ssl.data.views_device import finish_views
+from mgd_ssl.data.upload import Upload
 from mgd_ssl.mgd.matching import assign
 from mgd_ssl.run.runtime import Runtime, cores_here, process
 from moco import ViewPolicy
+
+WORK = {"pretrain": (training_step, bare_networks), "classify": (classification_step, bare_classifiers)}
 
 
 def views(config: BenchConfig) -> dict[str, Any]:
@@ -40,21 +43,22 @@ def finished_per_second(config: BenchConfig, runtime: Runtime) -> float:
     rows = view_rows(config.batch_size)[0].to(runtime.device)
     size = (config.batch_size, config.image_size, config.image_size, 3)
     pixels = torch.randint(256, size, dtype=torch.uint8, device=runtime.device)
-    finish = torch.compile(finish_views, dynamic=False)
+    upload = Upload(runtime, ViewPolicy().max_sigma)
 
     def both() -> None:
         for _ in range(2):
-            finish(pixels, rows, ViewPolicy().max_sigma)
+            upload.finished(pixels, rows)
 
-    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device))
+    times = compared({"both": both}, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
     return round(config.batch_size / times.median("both"))
 
 
 def measure(config: StepConfig) -> dict[str, Any]:
     """Medians over interleaved rounds; ratios are the medians of the rounds' own ratios."""
     with process(config.runtime) as runtime:
-        work = {"step": training_step(config, runtime), "bare": bare_networks(config, runtime)}
-        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device))
+        step, bare = WORK[config.task]
+        work = {"step": step(config, runtime), "bare": bare(config, runtime)}
+        times = compared(work, config.rounds, config.warmup, clock_of(runtime.device), repeats_on(runtime.device))
         return {
             "threads": torch.get_num_threads(),
             "device": runtime.device.type,
@@ -66,7 +70,7 @@ def measure(config: StepConfig) -> dict[str, Any]:
 
 def memory(config: StepConfig) -> dict[str, float]:
     """Peak memory of the step beside that of the bare networks, with and without what the libraries take."""
-    step, bare = peak_memory(training_step, config), peak_memory(bare_networks, config)
+    step, bare = (peak_memory(make, config) for make in WORK[config.task])
     libraries = min(step.libraries, bare.libraries)
     return {
         "step_peak_mb": step.whole,

@@ -13,63 +13,84 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
 from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_width, set_head
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.term_settings import TermsConfig
+from mgd_ssl.training.task import StepOutput
 from moco import ViewKey, ViewPolicy, draw_view, projection_head
 
 
-def training_step(config: StepConfig, runtime: Runtime) -> Work:
-    """A step of a run, from the uint8 batch to the updated queue."""
-    pretrain_config = settings_of(config)
-    torch.manual_seed(0)
-    backbone = build_backbone(config.teacher)
-    width = feature_width(backbone)
-    set_head(backbone, nn.Identity())
-    teacher = Teacher(backbone, head=projection_head(width, pretrain_config.moco.dim))
-    method = build_method(pretrain_config, teacher)
-    teacher.fold()
-    for module in (method, teacher):
-        module.to(runtime.device).to(memory_format=runtime.memory_format)
-    with tempfile.TemporaryDirectory() as folder:
-        images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
-        task = Pretraining(pretrain_config, method, teacher, images, Session(Path(folder), 1, runtime))
-    if task.mgd is not None:
-        task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
-    update = update_of(pretrain_config, task)
-    method.train()
+class Step:
+    """A step of a run, from the uint8 batch to the updated queue; matched at random.
+
+    Args:
+        config: sizes and networks.
+        runtime: where it is taken.
+    """
+
+    def __init__(self, config: StepConfig, runtime: Runtime) -> None:
+        self.config = settings_of(config, runtime)
+        torch.manual_seed(0)
+        backbone = build_backbone(config.teacher)
+        width = feature_width(backbone)
+        set_head(backbone, nn.Identity())
+        teacher = Teacher(backbone, head=projection_head(width, self.config.moco.dim))
+        method = build_method(self.config, teacher)
+        teacher.fold()
+        for module in (method, teacher):
+            module.to(runtime.device).to(memory_format=runtime.memory_format)
+        with tempfile.TemporaryDirectory() as folder:
+            images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
+            self.task = Pretraining(self.config, method, teacher, images, Session(Path(folder), 1, runtime))
+        if (mgd := self.task.mgd) is not None:
+            mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in mgd.assignments])
+        self.update = update_of(self.config, self.task)
+        method.train()
+        self.batch = random_batch(config, runtime.device)
+
+    def __call__(self) -> StepOutput:
+        """Take it."""
+        output = self.update(self.task.inputs(self.batch, 0), 0)
+        self.task.after_step(output.carried)
+        return output
+
+
+def random_batch(config: StepConfig, device: torch.device) -> PretrainBatch:
+    """Two views of noise as the workers hand them over to a training on this device."""
     size = (config.batch_size, config.image_size, config.image_size, 3)
     im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
-    batch = PretrainBatch(im_q, im_k, [])
-    if chosen_backend("auto", runtime.device) == "device":  # finishing the views is a part of the step
-        rows = view_rows(config.batch_size)
-        batch = PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
-
-    def step() -> None:
-        task.after_step(update(task.inputs(batch, 0), 0).carried)
-
-    return step
+    if chosen_backend("auto", device) != "device":
+        return PretrainBatch(im_q, im_k, [])
+    rows = view_rows(config.batch_size)  # finishing the views is a part of the step
+    return PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
 
 
-def settings_of(config: StepConfig) -> PretrainConfig:
+def training_step(config: StepConfig, runtime: Runtime) -> Work:
+    """`Step`, as a function that can be sent to another process by its name."""
+    return Step(config, runtime)
+
+
+def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
     """Of a run whose step it is."""
     terms = TermsConfig(**{name: {"weight": 1.0} for name in config.terms if name != "mgd"})
     return PretrainConfig(
         student=config.student,
+        teacher_precision=config.teacher_precision,
         out=Path("none"),
         data=DataConfig(train=Path("none"), image_size=config.image_size),
         moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
         mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
         terms=terms,
         optim=OptimConfig(batch_size=config.batch_size, epochs=1),
-        runtime=config.runtime,
+        runtime=settled(config.runtime, runtime, WORTH_COMPILING),
     )
 
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
     """Teacher forward, key forward, query forward and backward, and nothing around them; disco sees both views."""
+    config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
     for network in (teacher, query, key):

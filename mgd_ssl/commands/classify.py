@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"last epoch: top-1 {last['top1']:.2f}, top-5 {last['top5']:.2f}; best epoch on the same images "
             f"({best['epoch']:.0f} of {result.epochs}): top-1 {best['top1']:.2f}, top-5 {best['top5']:.2f}"
+            + ("; of the averaged weights" if result.weights == "averaged" else "")
         )
         print(f"finished: {printable(result.encoder)}")
     return 0
@@ -32,7 +33,7 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = parse(ClassifyConfig, argv, "mgd-ssl classify")
-    from mgd_ssl.tasks.classify import check_settings
+    from mgd_ssl.tasks.classify import SAME
 
-    check_settings(config)
+    SAME.check_settings(config)
     return config.out

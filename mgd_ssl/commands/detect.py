@@ -67,9 +67,9 @@ def check(argv: Sequence[str]) -> Path:
         asked = parse(DetectEvaluationConfig, argv, "mgd-ssl detect")
         return asked.out or asked.evaluate
     config = parse(DetectConfig, argv, "mgd-ssl detect")
-    from mgd_ssl.tasks.detection.detect import check_settings
+    from mgd_ssl.tasks.detection.detect import SAME
 
-    check_settings(config)
+    SAME.check_settings(config)
     return config.out
 
 

@@ -28,9 +28,9 @@ def check(argv: Sequence[str]) -> Path:
         UserError: when they are not.
     """
     config = read(argv)
-    from mgd_ssl.tasks.student import check_settings
+    from mgd_ssl.tasks.student import SAME
 
-    check_settings(config)
+    SAME.check_settings(config)
     return config.out
 
 

@@ -32,6 +32,15 @@ EXTENSIONS = frozenset(
 )  # what PIL reads among the formats photographs come in
 
 
+def _folders_in(root: Path) -> set[str]:
+    """Names of the folders directly below one, hidden ones left out."""
+    try:
+        with os.scandir(root) as entries:
+            return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    except OSError:  # the images are told by a list
+        return set()
+
+
 class PackedNames:
     """Strings in two arrays that processes share cheaply.
 
@@ -97,7 +106,12 @@ class ImageList(Images):
 
     def labels(self) -> tuple[np.ndarray, list[str]]:
         """Class index [n] of every image and the class names: the first folder of its path, sorted."""
-        return folder_labels(self.root, self.names)
+        labels, classes = folder_labels(self.root, self.names)
+        if empty := sorted(_folders_in(self.root) - set(classes)):
+            raise UserError(
+                f"{self.root / empty[0]} is the folder of a class without images: add some, or remove the folder"
+            )
+        return labels, classes
 
     def fingerprint(self) -> str:
         """Hash of the names and their order."""

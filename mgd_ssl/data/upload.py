@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.data.samples import PretrainBatch
-from mgd_ssl.data.views_device import finish_views
+from mgd_ssl.data.views_device import Finishing
 from mgd_ssl.run.runtime import Runtime
 
 
@@ -18,7 +18,7 @@ class Upload:
     """
 
     def __init__(self, runtime: Runtime, max_sigma: float = 0.0) -> None:
-        self.device, self.memory_format, self.max_sigma = runtime.device, runtime.memory_format, max_sigma
+        self.device, self.memory_format = runtime.device, runtime.memory_format
         self.dtype = runtime.precision or torch.float32
         self.mean, self.deviation = (
             (torch.tensor(values) * 255).view(3, 1, 1).to(self.device) for values in (MEAN, DEVIATION)
@@ -26,25 +26,20 @@ class Upload:
         on_gpu = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if on_gpu else None  # of the copies, beside the computation
         # on a GPU compiled in any case: half a hundred operations on whole batches become a few
-        self._finished = torch.compile(self.finished, dynamic=False) if on_gpu else self.finished
+        self.finished = Finishing(max_sigma, compiled=on_gpu, last=self.as_trained_on)
 
     def views(self, batch: PretrainBatch) -> list[Tensor]:
         """Normalised views [N, 3, H, W], query first, in the training's precision; their colours are done here if the
         workers left them."""
         views = [self._to_device(pixels) for pixels in batch.views]
         if batch.rows is None:
-            return [self.normalised(pixels).to(self.dtype) for pixels in views]
+            return [self.as_trained_on(pixels) for pixels in views]
         rows = self._to_device(batch.rows)
-        return [self._finished(*pair) for pair in zip(views, rows, strict=True)]
+        return [self.finished(*pair) for pair in zip(views, rows, strict=True)]
 
-    def finished(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """One view: colours, blur, normalised, in the training's precision; in one go for the compiler.
-
-        Args:
-            pixels: [N, H, W, 3] uint8.
-            rows: of `View`, [N, 15].
-        """
-        return self.normalised(finish_views(pixels, rows, self.max_sigma)).to(self.dtype)
+    def as_trained_on(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] on the device -> normalised [N, 3, H, W] in the training's precision."""
+        return self.normalised(pixels).to(self.dtype)
 
     def images(self, pixels: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> normalised float32 [N, 3, H, W] on the device."""

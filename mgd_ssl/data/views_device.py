@@ -4,9 +4,12 @@ Every operation is done to every image, with parameters that make it nothing whe
 fixed, nothing waits for the device, and the compiler can fuse it. PIL's arithmetic on whole numbers is repeated.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from mgd_ssl.mgd.mgd import FEWEST_BYTES
 from moco.augment import View, box_radius
 
 GREY = (19595, 38470, 7471)  # PIL's weights, over 65536; their sums are exact in float32
@@ -23,26 +26,72 @@ def finish_views(pixels: Tensor, views: Tensor, max_sigma: float) -> Tensor:
     Returns:
         [N, H, W, 3] uint8.
     """
-    view = {name: views[:, i].view(-1, 1, 1, 1) for i, name in enumerate(View._fields)}
-    images = pixels.permute(0, 3, 1, 2)  # [N, 3, H, W], bytes between the operations: a quarter of what floats take
-    images = _bytes(_made_grey(images.float(), view["grey"] == 2))
-    for place in ("first", "second", "third", "fourth"):
-        images = _bytes(_colour_operation(images.float(), view, view[place]))
-    images = _bytes(_made_grey(images.float(), view["grey"] == 1))
+    return Finishing(max_sigma)(pixels, views)
+
+
+class Finishing:
+    """The same, in parts that hand one another bytes.
+
+    Between compiled parts a batch is written and read as bytes; in one piece the compiler would write it as floats, up
+    to thirteen times as much.
+
+    Args:
+        max_sigma: of the strongest blur there can be, in pixels; 0: there is none.
+        compiled: compile the parts.
+        last: what is done to the finished [N, H, W, 3] uint8, as one with the blur.
+    """
+
+    def __init__(
+        self, max_sigma: float, compiled: bool = False, last: Callable[[Tensor], Tensor] = lambda pixels: pixels
+    ) -> None:
+        def end(pixels: Tensor, views: Tensor) -> Tensor:
+            return last(blurred(pixels, views, max_sigma))
+
+        self.begin, self.operation, self.end = begun, colour_operation, end
+        if compiled:
+            self.begin, self.end = (torch.compile(part, dynamic=False) for part in (begun, end))
+            self.operation = torch.compile(colour_operation, dynamic=False, options=FEWEST_BYTES)
+
+    def __call__(self, pixels: Tensor, views: Tensor) -> Tensor:
+        """See `finish_views`."""
+        pixels = self.begin(pixels, views)
+        for place in ("first", "second", "third", "fourth"):
+            pixels = self.operation(pixels, views, views[:, View._fields.index(place)])
+        return self.end(pixels, views)
+
+
+def begun(pixels: Tensor, views: Tensor) -> Tensor:
+    """Grey where it comes first: [N, H, W, 3] uint8, like all of these parts."""
+    return _made_grey(pixels, _columns(views)["grey"] == 2)
+
+
+def colour_operation(pixels: Tensor, views: Tensor, operation: Tensor) -> Tensor:
+    """One operation of each image, [N]: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    images = pixels.permute(0, 3, 1, 2).float()  # [N, 3, H, W], whole numbers
+    changed = _colour_operation(images, _columns(views), operation.view(-1, 1, 1, 1))
+    return changed.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def blurred(pixels: Tensor, views: Tensor, max_sigma: float) -> Tensor:
+    """Grey where it comes last, and the blur."""
+    view = _columns(views)
+    images = _made_grey(pixels, view["grey"] == 1).permute(0, 3, 1, 2)
     return _blur(images, view["sigma"], max_sigma).permute(0, 2, 3, 1).contiguous()
 
 
-def _bytes(images: Tensor) -> Tensor:
-    """Whole numbers from 0 to 255 as they are."""
-    return images.to(torch.uint8)
+def _columns(views: Tensor) -> dict[str, Tensor]:
+    """[N, 1, 1, 1] each."""
+    return {name: views[:, i].view(-1, 1, 1, 1) for i, name in enumerate(View._fields)}
 
 
-def _made_grey(images: Tensor, which: Tensor) -> Tensor:
-    return torch.where(which, _grey(images), images)
+def _made_grey(pixels: Tensor, which: Tensor) -> Tensor:
+    """[N, H, W, 3] uint8, grey where [N, 1, 1, 1] says so."""
+    grey = _grey(pixels.permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
+    return torch.where(which, grey.to(torch.uint8), pixels)
 
 
 def _colour_operation(images: Tensor, view: dict[str, Tensor], operation: Tensor) -> Tensor:
-    """One operation of each image, [N, 1, 1, 1]: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    """The same for numbers [N, 3, H, W] and operations [N, 1, 1, 1]."""
     grey = _grey(images)
     mean = (grey.mean(dim=(2, 3), keepdim=True) + 0.5).floor()
     base = torch.where(operation == 0, 0.0, torch.where(operation == 1, mean, grey))
@@ -93,5 +142,5 @@ def _blur(images: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
             total = torch.zeros(images.shape, device=images.device)
             for offset, tap in zip(range(-reach, reach + 1), taps, strict=True):
                 total = total + tap * images.index_select(dim, (places + offset).clamp(0, size - 1)).float()
-            images = _bytes((total + 0.5).floor())
+            images = (total + 0.5).floor().to(torch.uint8)
     return images

@@ -32,7 +32,7 @@ class EvaluationConfig(Settings):
     for a file."""
     max_pixels: MaxPixels | None = None
     """Images with more pixels are unreadable; None: as in the run, 100 million for a file."""
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = RuntimeConfig(precision="float32")
 
 
 class KNNEvaluationConfig(EvaluationConfig):

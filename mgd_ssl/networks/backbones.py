@@ -7,17 +7,28 @@ ones. Thin ResNets are of the two published block types, for small images.
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import EfficientNet, MobileNetV2, MobileNetV3
+from torchvision.models import ConvNeXt, EfficientNet, MobileNetV2, MobileNetV3, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.networks.mobilenet_v1 import MobileNetV1
 from mgd_ssl.networks.shufflenet_v2 import DeferredShuffleNetV2
+from mgd_ssl.networks.stages import (
+    Family,
+    StageTap,
+    depthwise_taps,
+    mobilenet_v1_taps,
+    mobilenet_v2_taps,
+    regnet_taps,
+    resnet_taps,
+    shufflenet_v2_taps,
+)
+from mgd_ssl.networks.timm_cnn import TIMM, built_on_cpu, timm_family, timm_network
 from mgd_ssl.networks.vit import ANCHOR, TokenMaps
 from moco import projection_head
 from moco.keyed import keyed_seed
@@ -53,91 +64,34 @@ class ThinResNet(ResNet):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-class StageTap(NamedTuple):
-    """Where a stage is read: before its last ReLU."""
-
-    relu: str  # module name of the ReLU (or of whatever takes the map)
-    norm: str  # module name of the BatchNorm whose output enters the map last; empty: there is none
-    channels: int
-    stage: int  # 1 to 4: a quarter, an eighth, a sixteenth, a thirty-second of the image's edge
-
-
-def _resnet_taps(network: nn.Module) -> list[StageTap]:
-    """The last block of each of the four stages, as tapped in MGD's experiments (section 4)."""
-    taps = []
-    for stage in range(1, 5):
-        last = len(network.get_submodule(f"layer{stage}")) - 1  # type: ignore[arg-type]
-        block = f"layer{stage}.{last}"
-        norm = "bn3" if isinstance(network.get_submodule(block), Bottleneck) else "bn2"
-        taps.append(_tap(network, stage, f"{block}.relu", f"{block}.{norm}"))
-    return taps
-
-
-def _mobilenet_v1_taps(network: nn.Module) -> list[StageTap]:
-    """The pointwise convolutions before the map becomes smaller, and the last one."""
-    return [
-        _tap(network, stage, f"model.{block}.5", f"model.{block}.4")
-        for stage, block in enumerate((3, 5, 11, 13), start=1)
-    ]
-
-
-def _mobilenet_v2_taps(network: nn.Module) -> list[StageTap]:
-    """Depthwise convolutions of 144, 192, 384 and 960 channels; of the variant whose stride is moved 192, 384, 960."""
-    moved = network.features[7].conv[1][0].stride == (1, 1)  # type: ignore[index, union-attr]
-    blocks = {2: 7, 3: 11, 4: 17} if moved else {1: 3, 2: 6, 3: 11, 4: 17}
-    return [
-        _tap(network, stage, f"features.{block}.conv.1.2", f"features.{block}.conv.1.1")
-        for stage, block in blocks.items()
-    ]
-
-
-def _shufflenet_v2_taps(network: nn.Module) -> list[StageTap]:
-    """Stages 2 to 4; the map of a quarter of the edge comes out of a max pooling and is never negative."""
-    taps = []
-    for stage in range(2, 5):
-        last = len(network.get_submodule(f"stage{stage}")) - 1  # type: ignore[arg-type]
-        norm = network.get_submodule(f"stage{stage}.{last}.branch2.6")
-        assert isinstance(norm, nn.BatchNorm2d)  # of one of the two halves: margins of such a teacher are measured
-        taps.append(StageTap(f"relu{stage}", "", 2 * norm.num_features, stage))
-    return taps
-
-
 def _vit_taps(network: nn.Module) -> list[StageTap]:
     """The maps that a ViT yields; none before it has met a student's."""
     assert isinstance(network, TokenMaps)
     return [StageTap(f"maps.{stage}", "", network.width, int(stage)) for stage in network.maps]
 
 
-def _tap(network: nn.Module, stage: int, relu: str, norm: str) -> StageTap:
-    module = network.get_submodule(norm)
-    assert isinstance(module, nn.BatchNorm2d)
-    return StageTap(relu, norm, module.num_features, stage)
-
-
-class Family(NamedTuple):
-    """What networks of one class have in common."""
-
-    kind: type[nn.Module]
-    classifier: str  # attribute whose input are the pooled features
-    anchor: str  # key that every state dict of the family has: what stands before it in a file is the prefix
-    taps: Callable[[nn.Module], list[StageTap]] | None = None  # None: no ReLU stands where a stage ends
-
-
 FAMILIES = [
-    Family(ResNet, "fc", "layer1.0.conv1.weight", _resnet_taps),
-    Family(MobileNetV1, "fc", "model.1.3.weight", _mobilenet_v1_taps),
-    Family(MobileNetV2, "classifier", "features.1.conv.0.0.weight", _mobilenet_v2_taps),
-    Family(DeferredShuffleNetV2, "fc", "stage2.0.branch1.0.weight", _shufflenet_v2_taps),
-    Family(MobileNetV3, "classifier", "features.1.block.0.0.weight"),
-    Family(EfficientNet, "classifier", "features.1.0.block.0.0.weight"),
-    Family(TokenMaps, "head", ANCHOR, _vit_taps),
+    Family(ResNet, "fc", "layer1.0.conv1.weight", resnet_taps, ("resne", "wide_resnet", "thin_resnet")),
+    Family(MobileNetV1, "fc", "model.1.3.weight", mobilenet_v1_taps, ("mobilenet_v1",)),
+    Family(MobileNetV2, "classifier", "features.1.conv.0.0.weight", mobilenet_v2_taps, ("mobilenet_v2",)),
+    Family(DeferredShuffleNetV2, "fc", "stage2.0.branch1.0.weight", shufflenet_v2_taps, ("shufflenet_v2",)),
+    Family(MobileNetV3, "classifier", "features.1.block.0.0.weight", depthwise_taps, ("mobilenet_v3",)),
+    Family(EfficientNet, "classifier", "features.1.0.block.0.0.weight", depthwise_taps, ("efficientnet",)),
+    Family(RegNet, "fc", "trunk_output.block1.block1-0.proj.0.weight", regnet_taps, ("regnet",)),
+    # its activations see channels last, [N, H, W, C]
+    Family(ConvNeXt, "classifier", "features.1.0.block.0.weight", None, ("convnext",)),
+    Family(TokenMaps, "head", ANCHOR, _vit_taps, ("vit",)),
 ]
 
 TORCHVISION = [
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
 ]
-MORE_OF_TORCHVISION = ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1"]
+MORE_OF_TORCHVISION = [
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+    *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "convnext_tiny", "convnext_small"),
+]
+REGNETS = [f"regnet_{kind}_{flops}" for flops in ("400mf", "800mf", "1_6gf", "3_2gf") for kind in ("x", "y")]
 MOVED_STRIDE = [
     [1, 16, 1, 1],
     [6, 24, 2, 2],
@@ -148,18 +102,26 @@ MOVED_STRIDE = [
     [6, 320, 1, 1],
 ]
 
+
+def _regnet(name: str, **options: Any) -> nn.Module:
+    """torchvision works out the widths with tensors, which a meta device would leave without values."""
+    return built_on_cpu(lambda: torchvision.models.get_model(name, weights=None, **options))
+
+
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(torchvision.models.get_model, name, weights=None) for name in TORCHVISION},
     "thin_resnet10": partial(ThinResNet, BasicBlock, [1, 1, 1, 1], 16),
     "thin_resnet14": partial(ThinResNet, Bottleneck, [1, 1, 1, 1], 16),
     "mobilenet_v1": MobileNetV1,
     **{name: partial(torchvision.models.get_model, name, weights=None) for name in MORE_OF_TORCHVISION},
+    **{name: partial(_regnet, name) for name in REGNETS},
     # the one published for CUB: a larger map through four blocks more, and no dropout; weights are mobilenet_v2's
     "mobilenet_v2_moved_stride": partial(MobileNetV2, inverted_residual_setting=MOVED_STRIDE, dropout=0.0),
     "shufflenet_v2_x0_5": partial(DeferredShuffleNetV2, [24, 48, 96, 192, 1024]),
     "shufflenet_v2_x1_0": partial(DeferredShuffleNetV2, [24, 116, 232, 464, 1024]),
 }
 
+SAME_SHAPES = ("mobilenet_v2_moved_stride",)  # not to be told from another network by its weights
 T = TypeVar("T")
 
 
@@ -167,21 +129,35 @@ def build_backbone(name: str, num_classes: int | None = None) -> nn.Module:
     """A freshly initialised backbone with its classifier still on.
 
     Args:
-        name: key of `BACKBONES`.
+        name: key of `BACKBONES`, or `timm.NAME`.
         num_classes: of the classifier; None: as many as the network usually has.
 
     Raises:
-        UserError: for a name that is not in `BACKBONES`.
+        UserError: for a name that is neither.
     """
+    if name.startswith(TIMM):
+        return timm_network(name, num_classes)
     if name not in BACKBONES:
         known = ", ".join(BACKBONES)
-        raise UserError(f"unknown architecture {name!r}{nearest(name, list(BACKBONES))} (choose one of {known})")
+        raise UserError(
+            f"unknown architecture {name!r}{nearest(name, list(BACKBONES))} (choose one of {known}, or {TIMM}NAME "
+            "for a CNN of timm)"
+        )
     return BACKBONES[name]() if num_classes is None else BACKBONES[name](num_classes=num_classes)
+
+
+def anchor_of(name: str) -> str:
+    """The key by which the networks of a name's family are told in a file."""
+    if name.startswith(TIMM):
+        with torch.device("meta"):
+            return family_of(build_backbone(name)).anchor
+    return next(family.anchor for family in FAMILIES if name.startswith(family.names))
 
 
 def family_of(network: nn.Module) -> Family:
     """The family of a network that `build_backbone` built."""
-    return next(family for family in FAMILIES if isinstance(network, family.kind))
+    known = (family for family in FAMILIES if isinstance(network, family.kind))
+    return next(known, None) or timm_family(network)
 
 
 def head_of(network: nn.Module) -> nn.Module:
@@ -191,7 +167,7 @@ def head_of(network: nn.Module) -> nn.Module:
 
 def set_head(network: nn.Module, head: nn.Module) -> None:
     """Put a module where the classifier is: pooled features [N, d] -> anything."""
-    setattr(network, family_of(network).classifier, head)
+    network.set_submodule(family_of(network).classifier, head)
 
 
 def feature_width(network: nn.Module) -> int:
@@ -239,8 +215,12 @@ def initial_classifier(name: str, num_classes: int, seed: int) -> nn.Module:
 
 def trunk(encoder: nn.Module) -> nn.Module:
     """The encoder without its head, sharing its modules: [N, 3, H, W] -> pooled features [N, d]."""
-    shared = copy.copy(encoder)
+    shared = within = copy.copy(encoder)
     shared._modules = dict(encoder._modules)  # its own list of the same modules
+    for name in family_of(encoder).classifier.split(".")[:-1]:
+        inner = within._modules[name] = copy.copy(within.get_submodule(name))
+        inner._modules = dict(inner._modules)
+        within = inner
     set_head(shared, nn.Identity())
     return shared
 
@@ -249,12 +229,12 @@ def stage_taps(encoder: nn.Module) -> list[StageTap]:
     """Where the stages of a network are read.
 
     Raises:
-        UserError: for a network whose stages end in no ReLU.
+        UserError: for a network whose stages end in none.
     """
     family = family_of(encoder)
     if family.taps is None:
         raise UserError(
-            f"{family.kind.__name__} has no map before a ReLU where a stage ends: name the modules whose inputs are to "
-            "be matched, or choose another network"
+            f"{family.kind.__name__} has no map before an activation where a stage ends: choose another network, or "
+            "distil its logits alone (mgd.weight 0)"
         )
     return family.taps(encoder)

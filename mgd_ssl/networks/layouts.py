@@ -167,7 +167,7 @@ def locate(names: Collection[str], anchors: Iterable[str], path: Path) -> Found:
     if not prefixes:
         raise UserError(
             f"{path} holds no ResNet (no key ends in {anchors[0]!r}) and no other network that is known by name: "
-            "pass a checkpoint of one"
+            "pass a checkpoint of one, or the name of its network (timm.NAME)"
         )
     for layout in LAYOUTS:
         chosen = [prefix for prefix in prefixes if _ends_with(prefix, layout.prefix)]

@@ -96,13 +96,18 @@ class HeadTap:
             self._passed = None
 
 
-@torch.no_grad()
 def map_sizes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
     """[H, W] of the maps that modules are given for images of this size."""
+    return [shape[2:] for shape in map_shapes(network, names, size)]
+
+
+@torch.no_grad()
+def map_shapes(network: nn.Module, names: Sequence[str], size: int) -> list[list[int]]:
+    """[1, C, H, W] of what modules are given for one image of this size."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     with FeatureTaps(network, names).record() as maps:
         network(torch.zeros(1, 3, size, size))
     for module, mode in modes.items():
         module.training = mode
-    return [list(map_.shape[2:]) for map_ in maps]
+    return [list(map_.shape) for map_ in maps]

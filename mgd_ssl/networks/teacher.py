@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.margin import relu_margin
 from mgd_ssl.networks.account import LoadReport
-from mgd_ssl.networks.backbones import StageTap, stage_taps
+from mgd_ssl.networks.backbones import stage_taps
 from mgd_ssl.networks.folding import fold_batch_norms
 from mgd_ssl.networks.frozen import Frozen
 from mgd_ssl.networks.normalisation import Normalisation
+from mgd_ssl.networks.stages import StageTap
 from mgd_ssl.networks.taps import FeatureTaps, map_sizes
 from mgd_ssl.networks.vit import TokenMaps
 from mgd_ssl.networks.weights import Asked, load_trained
@@ -26,7 +27,7 @@ class Teacher(Frozen):
     Args:
         backbone: trained network, with or without its classifier.
         report: how it was loaded.
-        stages: where it is read; None: before the last ReLU of every stage.
+        stages: where it is read; None: before the last ReLU of every stage, if it has such maps.
         head: its projection head, pooled features [N, d] -> embeddings [N, dim], not normalised.
     """
 
@@ -39,7 +40,7 @@ class Teacher(Frozen):
     ) -> None:
         super().__init__(backbone, report)
         self.head = None if head is None else head.eval().requires_grad_(False)
-        self.read(stage_taps(backbone) if stages is None else stages)
+        self.read(_usual(backbone) if stages is None else stages)
         self._margins: list[Tensor] | None = None  # read before `fold`
 
     @classmethod
@@ -102,6 +103,14 @@ class Teacher(Frozen):
         if all(stage.norm for stage in self.stages):
             self._margins = self.margins()
         fold_batch_norms(self.backbone, self)
+
+
+def _usual(backbone: nn.Module) -> list[StageTap]:
+    """Where it is usually read; nowhere, where it has no such maps: its logits may be all that is wanted."""
+    try:
+        return stage_taps(backbone)
+    except UserError:
+        return []
 
 
 def let_meet(teacher: Teacher, student: nn.Module, taps: Sequence[StageTap], image_size: int) -> None:

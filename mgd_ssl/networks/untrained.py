@@ -9,6 +9,7 @@ from torch import nn
 from mgd_ssl.errors import UserError, nearest
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import BACKBONES, initial_encoder, set_head
+from mgd_ssl.networks.timm_cnn import TIMM
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.lock import UNTRAINED
@@ -39,7 +40,7 @@ def untrained(checkpoint: Path) -> Untrained | None:
     if not text.startswith(UNTRAINED):
         return None
     arch, colon, seed = text.removeprefix(UNTRAINED).partition(":")
-    if arch not in BACKBONES:
+    if arch not in BACKBONES and not arch.startswith(TIMM):
         raise UserError(
             f"{text}: unknown architecture {arch!r}{nearest(arch, list(BACKBONES))}: pass random:resnet18, say"
         )

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.files import read_json
 from mgd_ssl.networks import vit
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import (
     BACKBONES,
     FAMILIES,
+    SAME_SHAPES,
+    anchor_of,
     build_backbone,
     family_of,
     head_of,
@@ -35,6 +38,7 @@ from mgd_ssl.networks.normalisation import (
     take_input_of,
 )
 from mgd_ssl.networks.plain import casts, check_plain, check_values
+from mgd_ssl.networks.timm_cnn import TIMM
 from mgd_ssl.networks.weights_file import WeightsFile, read_weights
 from mgd_ssl.printable import shown
 from mgd_ssl.run.folder import run_of
@@ -85,11 +89,13 @@ def load_trained(path: Path, asked: Asked = Asked()) -> Trained:  # noqa: B008
     """
     file = read_weights(path)
     state, names = plain_names(file.state, file.hub, path)
-    place = locate(state, ANCHORS, path)
+    asked = asked._replace(arch=asked.arch or _named_beside(path))
+    of_timm = asked.arch is not None and asked.arch.startswith(TIMM)
+    place = locate(state, [anchor_of(str(asked.arch))] if of_timm else ANCHORS, path)
     whole = _whole(state, place)
     backbone: nn.Module
     if vit.ANCHOR in whole:
-        if asked.arch in BACKBONES:
+        if asked.arch in BACKBONES or of_timm:
             raise UserError(f"{path} holds a ViT, not a {asked.arch}: pass another file or architecture")
         check_plain(whole, path)
         check_values(whole, path)
@@ -216,6 +222,13 @@ def _shapes_of(network: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
+def _named_beside(path: Path) -> str | None:
+    """The network of the run a file belongs to, where shapes do not tell it."""
+    folder = run_of(path)
+    student = "" if folder is None else str(read_json(folder / "config.json").get("config", {}).get("student"))
+    return student if student.startswith(TIMM) or student in SAME_SHAPES else None
+
+
 def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
     """The architecture whose tensors, the classifier's left out, have these shapes."""
 
@@ -223,7 +236,7 @@ def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
         shapes = {key: value.shape for key, value in without_head(_without_values(arch), whole).items()}
         return len([k for k, _ in _shapes(arch).items() ^ shapes.items() if not k.endswith(OPTIONAL)])
 
-    best = min(BACKBONES, key=mismatches)
+    best = min([arch for arch in BACKBONES if anchor_of(arch) in whole], key=mismatches)
     if mismatches(best):
         found = without_head(_without_values(best), whole)
         check_plain(found, path)

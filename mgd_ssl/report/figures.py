@@ -117,8 +117,18 @@ class Curves(NamedTuple):
     log_scale: bool = False
 
 
+ACCURACY = {  # of training, by the task
+    "pretraining": ("Queries nearest to their own key", "Queries nearer to their own key than to the queue"),
+    "classification": ("Training accuracy", "Random crops classified rightly, in the step's mode"),
+}
 SHOWN = ("epoch", "step", "loss", "accuracy", "lr", "images_per_second", "data_wait")  # numbers that are no loss terms
-TERM_NAMES = {"contrastive": "Contrastive term", "mgd": "Distillation term", **TERM_TITLES}
+TERM_NAMES = {
+    "contrastive": "Contrastive term",
+    "mgd": "Distillation term",
+    "cross_entropy": "Cross entropy",
+    "kd": "Distillation of logits",
+    **TERM_TITLES,
+}
 
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
@@ -130,8 +140,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     plots = [
         Curves("Loss", "loss", caption, lambda run, row: row["loss"], guided),
         *(term_curves(name) for name in terms),
-        Curves("Queries nearest to their own key", "share (%)", "Queries nearer to their own key than to the queue",
-               lambda run, row: 100 * row["accuracy"] if "accuracy" in row else None),
+        *(accuracy_curves(task) for task in ACCURACY),
         Curves("Learning rate", "learning rate", "", lambda run, row: row["lr"]),
         Curves("Speed", "images/s", "Pauses for k-NN, matching and checkpoints left out",
                lambda run, row: row["images_per_second"]),
@@ -147,6 +156,17 @@ def loss_terms(runs: Sequence[Run]) -> list[str]:
     rows = [row for run in runs for row in run.rows("train")]
     names = {name: None for row in rows for name, value in row.items() if isinstance(value, float | int)}
     return [name for name in names if name not in SHOWN]
+
+
+def accuracy_curves(task: str) -> Curves:
+    """Of the runs of one task."""
+    title, caption = ACCURACY[task]
+    return Curves(
+        title,
+        "share (%)",
+        caption,
+        lambda run, row: 100 * row["accuracy"] if run.task == task and "accuracy" in row else None,
+    )
 
 
 def term_curves(name: str) -> Curves:

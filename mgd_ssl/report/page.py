@@ -15,6 +15,7 @@ from mgd_ssl.files import ELSEWHERE, check_place, write_whole, writing
 from mgd_ssl.printable import cell, printable
 from mgd_ssl.report import published
 from mgd_ssl.report.channels import StageReport, stage_reports
+from mgd_ssl.report.classes import class_reports, validation_picture
 from mgd_ssl.report.figures import Picture, curves
 from mgd_ssl.report.matching_figures import matching_pictures
 from mgd_ssl.report.pictures import Folders, embedding_pictures, view_pictures
@@ -58,6 +59,8 @@ class Matching:
 def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
     """The report as HTML."""
     folders = Folders()
+    pretrained = [run for run in runs if run.task == "pretraining"]
+    class_notes: list[str] = []
     differences = differing([without_out(run.config) for run in runs])
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -72,10 +75,12 @@ def render(runs: Sequence[Run], table: Sequence[Row]) -> str:
         savings=savings(runs),
         tables=tables_by_protocol(table),
         published_notes=published.notes(runs),
-        curves=curves(runs),
-        matchings=[matching(run) for run in runs if run.teacher is not None],
-        views=section(view_pictures, runs, folders),
-        embeddings=section(embedding_pictures, runs, folders),
+        curves=[*validation_picture(runs), *curves(runs)],
+        classes=class_reports(runs, class_notes),
+        class_notes=class_notes,
+        matchings=[matching(run) for run in runs if run.teacher is not None and run.rows("matching")],
+        views=section(view_pictures, pretrained, folders),
+        embeddings=section(embedding_pictures, pretrained, folders),
         differences=differences,
         environments=environment_rows(runs),
         configs=[(run.name, json.dumps(run.config, indent=2)) for run in runs],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +167,8 @@ def encoder_features(
 ) -> Features:
     """Features of a run's own evaluation: its encoder, image size and device."""
     device = config.runtime.device
-    with process(RuntimeConfig(device="cpu" if device == "cpu" else "auto", threads=config.runtime.threads)) as runtime:
+    where: Literal["cpu", "auto"] = "cpu" if device == "cpu" else "auto"
+    with process(RuntimeConfig(device=where, precision="float32", threads=config.runtime.threads)) as runtime:
         backbone, _ = load_backbone(encoder, config.student)
         network = trunk(backbone).to(runtime.device)
         return FeatureExtractor(network, runtime, config.data.image_size)(Labelled(images, labels), indices)

@@ -34,6 +34,9 @@ class Published:
     config: str  # the packaged file with its recipe
     top1: float
     top5: float
+    kind = "linear"
+    protocol = PROTOCOL
+    source = SOURCE
     whole_recipe: bool = True  # whether all settings are published; else the missing ones are taken to be MGD's
 
     @property
@@ -64,6 +67,8 @@ def published_for(run: Run) -> Published | None:
 
 def nearest_result(run: Run) -> Published | None:
     """The published result for a run's student, with a teacher or without, on ImageNet; None when there is none."""
+    if run.task != "pretraining":
+        return None
     if abs(run.data["num_images"] / IMAGENET_IMAGES - 1) > 0.01:  # copies with some files missing are ImageNet too
         return None
     for result in RESULTS:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mgd_ssl.config import PretrainConfig
+from mgd_ssl.config import ClassifyConfig, PretrainConfig
 from mgd_ssl.printable import printable
-from mgd_ssl.report import published
+from mgd_ssl.report import published, published_errors
+from mgd_ssl.report.classes import validated
 from mgd_ssl.run.read import Run
 from mgd_ssl.settings import flattened, free_keys
 
-KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN"}
+KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN", "classification": "classification"}
 
 
 class Mean(NamedTuple):
@@ -74,7 +75,8 @@ class Row:
 def measurements(runs: Sequence[Run]) -> list[Measurement]:
     """Everything measured in these runs, baselines first."""
     groups = recipe_groups(runs)
-    trained = [m for run in runs for m in [*from_metrics(run, groups), *from_evaluations(run, groups)]]
+    read = (from_metrics, from_validation, from_evaluations)
+    trained = [m for run in runs for from_files in read for m in from_files(run, groups)]
     return [*baselines(runs), *trained]
 
 
@@ -97,7 +99,7 @@ def recipe_groups(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:
 
 def recipe(run: Run, by_encoder: dict[str, Run], depth: int = 0) -> tuple[Any, ...]:
     """Settings that decide a result, but the seed."""
-    free = tuple(free_keys(PretrainConfig))
+    free = (*free_keys(PretrainConfig), *free_keys(ClassifyConfig))
     settings = sorted(
         (key, str(value))
         for key, value in flattened(run.config).items()
@@ -121,6 +123,15 @@ def from_metrics(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[Measu
         yield Measurement(
             (groups[run.name], "metrics", row["protocol"]), run.student, run.method, teacher_name(run), run.epochs,
             "knn", row["protocol"], state, "metrics.jsonl", run, top(row),
+        )  # fmt: skip
+
+
+def from_validation(run: Run, groups: dict[str, tuple[Any, ...]]) -> Iterable[Measurement]:
+    """Of a classification the last epoch, and the one that was best on the same images."""
+    for protocol, state, values in validated(run):
+        yield Measurement(
+            (groups[run.name], "validation", protocol), run.student, run.method, teacher_name(run), run.epochs,
+            "classification", protocol, state, "metrics.jsonl", run, values,
         )  # fmt: skip
 
 
@@ -209,15 +220,15 @@ def mean_of(group: Sequence[Measurement], metric: str) -> Mean | None:
 
 def published_rows(runs: Sequence[Run]) -> list[Row]:
     """Published numbers of the recipes these runs follow."""
-    followers: dict[published.Published, list[Run]] = {}
+    followers: dict[published.Published | published_errors.PublishedErrors, list[Run]] = {}
     for run in runs:
-        if result := published.published_for(run):
+        if result := published.published_for(run) or published_errors.published_for(run):
             followers.setdefault(result, []).append(run)
     return [
         Row(
-            found[0].student, found[0].method, teacher_name(found[0]), found[0].epochs, "linear", published.PROTOCOL,
+            found[0].student, found[0].method, teacher_name(found[0]), found[0].epochs, result.kind, result.protocol,
             Mean(result.top1, None), Mean(result.top5, None), "", tuple(found), result.state,
-            published.SOURCE, is_published=True,
+            result.source, is_published=True,
         )
         for result, found in followers.items()
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
-from mgd_ssl.config import PretrainConfig
+from mgd_ssl.config import ClassifyConfig, PretrainConfig
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 from mgd_ssl.run.read import Run
 from mgd_ssl.settings import flattened, free_keys
@@ -14,7 +14,15 @@ from mgd_ssl.settings import flattened, free_keys
 MAX_VERDICTS = 4
 SHOWN = 48  # characters of runs' names
 LEVEL = 0.95  # of the interval of a difference
-METHOD = ("mgd", "teacher", "teacher_arch", "seed")  # settings in which the two sides of a comparison may differ
+METHOD = (
+    "mgd",
+    "kd",
+    "taps",
+    "teacher_taps",
+    "teacher",
+    "teacher_arch",
+    "seed",
+)  # settings in which the two sides of a comparison may differ
 NOTHING = (
     "No verdict: that takes a finished run with a teacher beside one without, of the same student, images, epochs and "
     "protocol."
@@ -54,9 +62,9 @@ def sentence(guided: Row, plain: Row, table: Sequence[Row]) -> str:
     """How the two compare, how sure that is, and what else is not the same."""
     assert guided.top1 is not None and plain.top1 is not None
     found = difference(guided.top1, len(guided.runs), plain.top1, len(plain.runs))
-    how = KIND_NAMES.get(guided.kind, guided.kind)
+    how, taught_by = KIND_NAMES.get(guided.kind, guided.kind), guided.method.partition(" + ")[2]
     words = (
-        f"{guided.model} reaches {guided.top1.mean:.1f} % top-1 ({how}) with MGD ({named(guided)}) and "
+        f"{guided.model} reaches {guided.top1.mean:.1f} % top-1 ({how}) with {taught_by} ({named(guided)}) and "
         f"{plain.top1.mean:.1f} % without ({named(plain)}): {abs(found.points):.1f} points "
         f"{'more' if found.points >= 0 else 'less'}"
     )
@@ -118,7 +126,7 @@ def other_settings(guided: Run, plain: Run) -> list[str]:
     """Settings that decide a result, are not the method's and are not the same."""
 
     def deciding(run: Run) -> dict[str, Any]:
-        free = (*free_keys(PretrainConfig), *METHOD)
+        free = (*free_keys(PretrainConfig), *free_keys(ClassifyConfig), *METHOD)
         flat = flattened(run.config)
         return {k: v for k, v in flat.items() if not any(k == f or k.startswith(f"{f}.") for f in free)}
 

@@ -15,6 +15,7 @@ REQUIRED = {
     "train": ("epoch", "loss", "lr", "images_per_second", "data_wait"),
     "knn": ("top1", "top5", "protocol"),
     "matching": ("epoch",),
+    "validation": ("epoch", "top1", "top5", "best_top1", "best_top5"),
 }  # what the report reads of a row of metrics.jsonl; other kinds are not its business
 
 

@@ -32,6 +32,7 @@ class Run:
     metrics: Rows
     evaluations: dict[str, Evaluation]  # by file name
     finished: bool
+    task: str = "pretraining"
 
     def rows(self, kind: str) -> Rows:
         """Rows of metrics.jsonl of one kind."""
@@ -52,6 +53,9 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method in tables."""
+        if self.task == "classification":
+            terms = [term for term in ("mgd", "kd") if self.teacher and self.config.get(term, {}).get("weight")]
+            return " + ".join(["supervised", *map(str.upper, terms)])
         if self.teacher is None:
             return "MoCo v2"
         terms = self.config.get("terms", {})
@@ -201,7 +205,7 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name, saved["config"], saved["data"], saved["teacher"], saved["environment"],
         read_metrics(folder / "metrics.jsonl"),
         {path.name: Evaluation.load(path) for path in sorted(folder.glob("evaluation_*.json"))},
-        is_finished(folder),
+        is_finished(folder), str(saved.get("task", "pretraining")),
     )  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import Interrupted, RankZeroError, UserError
 from moco.dist import is_distributed, rank, world_size
 
+WORTH_COMPILING = 1000  # steps of a run; compiling takes minutes, and saves some ten milliseconds a step
 PATIENCE = timedelta(hours=2)  # of ranks that wait for rank 0, which may be listing millions of files
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,6 +61,43 @@ def cores_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def precision_of(config: RuntimeConfig, device: torch.device) -> torch.dtype | None:
+    """Autocast's dtype on a device, None for float32."""
+    if config.precision != "auto":
+        return AUTOCAST[config.precision]
+    natively = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if natively else None
+
+
+def settled(config: RuntimeConfig, runtime: Runtime, steps: int) -> RuntimeConfig:
+    """The same settings with what they leave open decided.
+
+    Args:
+        config: of the run.
+        runtime: of this process.
+        steps: of the whole run.
+    """
+    (precision,) = (name for name, dtype in AUTOCAST.items() if dtype == runtime.precision)
+    compiling = config.compile
+    if compiling is None:
+        compiling = runtime.device.type == "cuda" and steps >= WORTH_COMPILING and can_compile()
+    return config.model_copy(update={"precision": precision, "compile": compiling})
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs for a GPU: triton, and a C compiler."""
+    return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Of cuDNN and cuBLAS: the fastest by trial, or those that give the same bits every time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic)
+
+
 @contextmanager
 def process(config: RuntimeConfig) -> Iterator[Runtime]:
     """Set this process up as torchrun's environment says, and take it down again.
@@ -80,7 +120,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
         # a launcher may show every process all GPUs of the host, or its own alone
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        choose_kernels(config.deterministic)
     else:
         device = torch.device("mps" if config.device == "mps" else "cpu")
     owns_group = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
@@ -90,7 +130,7 @@ def process(config: RuntimeConfig) -> Iterator[Runtime]:
     try:
         if use_cuda and world_size() > 1:
             check_one_each(shared(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"))
-        yield Runtime(device, AUTOCAST[config.precision], memory_format, local_world_size)
+        yield Runtime(device, precision_of(config, device), memory_format, local_world_size)
     finally:
         torch.set_num_threads(previous_threads)
         if owns_group:

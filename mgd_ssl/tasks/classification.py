@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
 
 from mgd_ssl.config import ClassifyConfig
@@ -32,7 +34,7 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
-from mgd_ssl.tasks.classifier import GuidedClassifier
+from mgd_ssl.tasks.classifier import GuidedClassifier, Mixing
 from mgd_ssl.tasks.pretraining import share_norm_statistics
 from mgd_ssl.training.schedule import WarmupDecay
 from mgd_ssl.training.task import Event
@@ -79,6 +81,10 @@ class Classification:
         self.val_account = self._account("val", parts.val)
         self.events = self._events()
         self.best: dict[str, float] = {}  # top1, top5 and the epoch after which they were measured
+        self.average: AveragedModel | None = None
+        if config.optim.ema:
+            follow = get_ema_multi_avg_fn(config.optim.ema)
+            self.average = AveragedModel(module.student, multi_avg_fn=follow, use_buffers=True)
         self.draws = any(isinstance(each, nn.Dropout | StochasticDepth) and each.p > 0 for each in module.modules())
         if config.runtime.compile:
             self._compile()
@@ -98,21 +104,28 @@ class Classification:
             yield loader
 
     def inputs(self, batch: LabelledBatch, step: int) -> tuple[Any, ...]:
-        """Images, labels and the guide's targets."""
+        """Images, labels, the guide's targets, and how the images were mixed."""
         self.account.note(batch.unreadable)
         images = self.upload.images(batch.images)  # [N, 3, H, W]
         labels = self.upload.labels(batch.labels)
+        mixing: Mixing | None = None
+        if self.config.optim.mixup:
+            seed = keyed_seed(self.config.seed, "mixup", step, rank())
+            mixing = Mixing.draw(self.config.optim.mixup, len(images), seed).to(self.runtime.device)
+            images = mixing.mixed(images)
         targets: dict[str, Any] = {}
         if self.teacher is not None:
             with self.runtime.autocast():
                 targets = self.module.guide.prepare(Seen(*self.teacher.watched(images)), step)
         if self.draws:  # what dropout drops is a function of the step, wherever the run was resumed
             torch.manual_seed(keyed_seed(self.config.seed, "dropout", step, rank()))
-        return images, labels, targets
+        return images, labels, targets, mixing
 
     def after_step(self, carried: Any) -> None:
-        """What the guide does."""
+        """What the guide does, and the average of the weights."""
         self.module.guide.after_step()
+        if self.average is not None:
+            self.average.update_parameters(self.module.student)
 
     # between two epochs
 
@@ -152,15 +165,15 @@ class Classification:
         return {"epoch": epoch, "seconds": time.monotonic() - started, **row_of(changes)}
 
     def validate(self) -> dict[str, Any]:
-        """Top-1 and top-5 of the student as it is; the best so far is kept in mind."""
+        """Top-1 and top-5 of the student as it is, or of its average; the best so far is kept in mind."""
         epoch = self.session.step // self.steps_per_epoch
-        share_norm_statistics(self.module.student)  # every rank classifies a part, with what is saved
+        share_norm_statistics(self.left_behind)  # every rank classifies a part, with what is saved
         size = math.ceil(len(self.parts.val.images) / world_size())
         with self.session.log.part("validation", size) as progress:
             reading = replace(self._reading(self.val_account), progress=progress)
             size = self.config.data.image_size
             accuracy, confusion = validate(
-                self.module.student, self.parts.val, self.runtime, image_size=size, reading=reading
+                self.left_behind, self.parts.val, self.runtime, image_size=size, reading=reading
             )
         self.val_account.share()
         on_rank_zero(lambda: self._save_confusion(confusion, epoch))
@@ -168,15 +181,18 @@ class Classification:
         if not self.best or accuracy.top1 > self.best["top1"]:
             self.best = dict(measured)
         logger.info(
-            "validation after epoch %d: top-1 %.2f, top-5 %.2f (best so far %.2f after epoch %d)",
+            "validation%s after epoch %d: top-1 %.2f, top-5 %.2f (best so far %.2f after epoch %d)",
+            " of the averaged weights" if self.average is not None else "",
             epoch, *accuracy, self.best["top1"], self.best["epoch"],
         )  # fmt: skip
         return measured | {"best_top1": self.best["top1"], "best_top5": self.best["top5"]}
 
     def _save_confusion(self, confusion: Tensor, epoch: int) -> None:
-        """Counts [class, what it was taken for] of the newest validation."""
+        """Counts [class, what it was taken for] of the newest validation, and the classes' names."""
         content, path = io.BytesIO(), self.session.out / "confusion.npz"
-        np.savez_compressed(content, counts=confusion.numpy(), epoch=np.array(epoch))
+        more = [f"(output {index})" for index in range(len(self.class_names), len(confusion))]  # than classes
+        names = [*self.class_names, *more]
+        np.savez_compressed(content, counts=confusion.numpy(), epoch=np.array(epoch), names=np.array(names))
         with writing(path):
             write_whole(path, content.getvalue())
 
@@ -200,6 +216,7 @@ class Classification:
             "state_dict": self.module.student.state_dict(),
             "guide": self.module.guide.state_dict(),
             "best": self.best,
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -207,16 +224,29 @@ class Classification:
         self.module.student.load_state_dict(state["state_dict"])
         self.module.guide.load_state_dict(state["guide"])
         self.best = state["best"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Last validation, and the student with its classifier as a plain state dict."""
         row = self.validate()
         self.session.row("validation", row)
         last = {name: row[name] for name in ("top1", "top5")}
-        plain = {name: value.cpu().contiguous() for name, value in self.module.student.state_dict().items()}
-        return {"validation": last, "best": self.best}, plain
+        plain = {name: value.cpu().contiguous() for name, value in self.left_behind.state_dict().items()}
+        weights = "averaged" if self.average is not None else "trained"
+        return {"validation": last, "best": self.best, "weights": weights}, plain
 
     # parts
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """By class index."""
+        return self.parts.train.images.labels()[1]
+
+    @property
+    def left_behind(self) -> nn.Module:
+        """The network that is validated and left behind: the student, or its average."""
+        return self.module.student if self.average is None else self.average.module
 
     @property
     def mgd(self) -> MGD | None:

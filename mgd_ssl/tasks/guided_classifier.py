@@ -1,6 +1,5 @@
 """Student and teacher of a classification from its settings: loaded, fitted to the classes and to each other."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +9,12 @@ from mgd_ssl.config import ClassifyConfig
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.kd import LogitDistillation
 from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.pairs import Named, pair
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.account import LoadReport
-from mgd_ssl.networks.backbones import StageTap, initial_classifier, stage_taps, without_head
-from mgd_ssl.networks.taps import map_sizes
+from mgd_ssl.networks.backbones import initial_classifier, stage_taps, without_head
+from mgd_ssl.networks.stages import StageTap
 from mgd_ssl.networks.teacher import Teacher, let_meet
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
@@ -92,6 +92,8 @@ def build(config: ClassifyConfig, student: nn.Module, teacher: Teacher | None) -
     if config.mgd.weight > 0:
         taps, mgd = matched(config, student, teacher)
         terms["mgd"], weights["mgd"] = MatchedMaps(mgd, config.seed), config.mgd.weight
+    else:
+        teacher.read([])  # nobody looks at its maps
     if config.kd.weight > 0:
         terms["kd"], weights["kd"] = LogitDistillation(config.kd.temperature), config.kd.weight
     if not terms:
@@ -102,21 +104,18 @@ def build(config: ClassifyConfig, student: nn.Module, teacher: Teacher | None) -
 def matched(config: ClassifyConfig, student: nn.Module, teacher: Teacher) -> tuple[list[StageTap], MGD]:
     """The student's taps and their matching; the teacher reads the same stages afterwards."""
     settings = config.mgd
-    taps = [tap for tap in stage_taps(student) if settings.stage_weights[tap.stage - 1] > 0]
-    let_meet(teacher, student, taps, config.data.image_size)
-    by_stage = {tap.stage: tap for tap in teacher.stages}
-    taps = [tap for tap in taps if tap.stage in by_stage]
-    if not taps:
-        raise UserError("mgd.stage_weights leave out every stage that both networks have: give one a weight above 0")
-    check_sizes(config.data.image_size, student, teacher.backbone, taps, by_stage)
-    teacher.read([by_stage[tap.stage] for tap in taps])
+    names, weights = Named(config.taps, config.teacher_taps), settings.stage_weights
+    if not names.student and not names.teacher:
+        taps = [tap for tap in stage_taps(student) if weights[tap.stage - 1] > 0]
+        let_meet(teacher, student, taps, config.data.image_size)
+    taps = pair(student, teacher, names, config.data.image_size, weights)
     try:
         mgd = MGD(
             [tap.channels for tap in taps],
             teacher.channels,
             _margins(settings.margins_from, teacher) if settings.margin == "teacher" else None,
             settings.reducer,
-            [settings.stage_weights[tap.stage - 1] for tap in taps],
+            [weights[tap.stage - 1] for tap in taps],
             settings.drop_remainder,
         )
     except ValueError as error:
@@ -131,28 +130,6 @@ def _margins(path: Path | None, teacher: Teacher) -> list[Tensor]:
     other = Teacher.load(on_rank_zero(lambda: find_weights(path)), teacher.report.arch)
     other.read(teacher.stages)
     return other.margins()
-
-
-def check_sizes(
-    size: int, student: nn.Module, teacher: nn.Module, taps: Sequence[StageTap], by_stage: dict[int, StageTap]
-) -> None:
-    """Raise UserError unless both networks' maps have one spatial size in every stage, above 1 x 1, naming the stages
-    that do not fit and those that do."""
-    ours = map_sizes(student, [tap.relu for tap in taps], size)
-    theirs = map_sizes(teacher, [by_stage[tap.stage].relu for tap in taps], size)
-    pairs = list(zip(taps, ours, theirs, strict=True))
-    odd = [f"{tap.stage} ({s} and {t})" for tap, s, t in pairs if s != t]
-    fitting = [str(tap.stage) for tap, s, t in pairs if s == t]
-    if odd:
-        raise UserError(
-            f"maps of student and teacher differ at data.image_size {size} in stage {', '.join(odd)}; those that fit: "
-            f"{', '.join(fitting) or 'none'}: set mgd.stage_weights of the others to 0"
-        )
-    if flat := [str(tap.stage) for tap, s, _ in pairs if s == [1, 1]]:
-        raise UserError(
-            f"the maps of stage {', '.join(flat)} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
-            "choose larger images, or set its weight in mgd.stage_weights to 0"
-        )
 
 
 def tell_beginning(beginning: Beginning, num_classes: int) -> None:

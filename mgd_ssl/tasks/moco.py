@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.pairs import Named, pair
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
@@ -164,10 +165,7 @@ def build_method(config: PretrainConfig, teacher: Teacher | None, encoder: nn.Mo
         teacher.read([])  # nobody looks at its maps
     terms |= build_terms(config, feature_width(build_backbone(config.student)), teacher)
     weights = {name: weight_of(settings, config.optim.epochs) for name, settings in chosen(config).items()}
-    method = GuidedMoCo(moco, Guide(encoder, taps, terms, weights, head), moco_config.weight)
-    if taps:
-        check_maps(method, teacher, config)
-    return method
+    return GuidedMoCo(moco, Guide(encoder, taps, terms, weights, head), moco_config.weight)
 
 
 def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -> tuple[list[str], MatchedMaps]:
@@ -177,12 +175,11 @@ def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -
         UserError: when the architectures do not fit each other.
     """
     mgd_config = config.mgd
-    # the stages that both have, by their number
-    weighted = [tap for tap in stage_taps(encoder) if mgd_config.stage_weights[tap.stage - 1] > 0]
-    let_meet(teacher, encoder, weighted, config.data.image_size)
-    read = {stage.stage: stage for stage in teacher.stages}
-    taps = [tap for tap in stage_taps(encoder) if tap.stage in read]
-    teacher.read([read[tap.stage] for tap in taps])
+    names = Named(config.taps, config.teacher_taps)
+    if not names.student and not names.teacher:
+        weighted = [tap for tap in stage_taps(encoder) if mgd_config.stage_weights[tap.stage - 1] > 0]
+        let_meet(teacher, encoder, weighted, config.data.image_size)
+    taps = pair(encoder, teacher, names, config.data.image_size)
     try:
         mgd = MGD(
             [tap.channels for tap in taps],
@@ -196,26 +193,6 @@ def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -
     if config.moco.bn_splits > 1:
         split_batch_norms(mgd.norms, config.moco.bn_splits)
     return [tap.relu for tap in taps], MatchedMaps(mgd, config.seed)
-
-
-def check_maps(method: GuidedMoCo, teacher: Teacher, config: PretrainConfig) -> None:
-    """Raise UserError unless student and teacher maps have one spatial size at every stage, above 1 x 1."""
-    size = config.data.image_size
-    probe = torch.zeros(1, 3, size, size)
-    method.eval()
-    sizes = zip(method.student_maps(probe), teacher(probe), strict=True)
-    for i, (student_map, teacher_map) in enumerate(sizes, start=1):
-        s, t = list(student_map.shape[2:]), list(teacher_map.shape[2:])
-        if s != t:
-            raise UserError(
-                f"stage {i} of {config.student} has maps of {s} and of the teacher {t} at data.image_size {size}: "
-                "choose networks whose strides agree"
-            )
-        if s == [1, 1]:
-            raise UserError(
-                f"the maps of stage {i} are 1 x 1 at data.image_size {size}, which leaves nothing to match: "
-                "choose larger images"
-            )
 
 
 def check_sizes(config: PretrainConfig, num_images: int) -> None:

@@ -25,6 +25,7 @@ from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
+from mgd_ssl.networks.low_precision import half_teacher, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
@@ -62,6 +63,9 @@ class Pretraining:
         view_bytes = len(self.views) * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
         self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
+        dtype = teacher_dtype(config.teacher_precision, self.runtime.precision, self.runtime.device)
+        self.sight = replace(self.runtime, precision=dtype)  # of the teacher in a step
+        self.in_step = half_teacher(teacher, dtype) if teacher is not None and dtype is not None else teacher
         self.account = self._account("train", images)
         self.bags = bags_of(config, images)
         self.monitor = self._monitor()
@@ -92,9 +96,10 @@ class Pretraining:
         needs = self.guide.needs(epoch)
         share = mix(views, seed, step) if "mixed" in needs.student else 1.0
         targets: dict[str, Any] = {}
-        if self.teacher is not None:
+        if self.in_step is not None:
+            with self.sight.autocast():
+                seen = taught(self.in_step, views, needs)
             with self.runtime.autocast():
-                seen = taught(self.teacher, views, needs)
                 seen.epoch, seen.share = epoch, share
                 targets = self.guide.prepare(seen, step)
         self.module.measuring = self._measures(step)
@@ -254,7 +259,10 @@ class Pretraining:
         self.module.gradients = False  # compiled backward passes keep nothing for a second one
         moco = self.module.moco
         networks = [moco.encoder_q, moco.encoder_k] if self.module.contrasts else [moco.encoder_q]
-        for network in networks + ([self.teacher.backbone] if self.teacher is not None else []):
+        if self.teacher is not None and self.in_step is not None:
+            # one for matching, the other in steps, where they are not the same
+            networks += [teacher.backbone for teacher in {id(t): t for t in (self.teacher, self.in_step)}.values()]
+        for network in networks:
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
             self.mgd.compile(dynamic=False)

@@ -176,8 +176,13 @@ def check_terms(config: PretrainConfig) -> None:
     _check_balance(config, terms)
 
 
+def balanced_terms(terms: dict[str, WeightSettings]) -> list[str]:
+    """Names of those that are held to a share of the contrastive gradient."""
+    return [name for name, settings in terms.items() if settings.balance is not None]
+
+
 def _check_balance(config: PretrainConfig, terms: dict[str, WeightSettings]) -> None:
-    balanced = [name for name, settings in terms.items() if settings.balance is not None]
+    balanced = balanced_terms(terms)
     if not balanced:
         return
     key = "mgd.balance" if balanced[0] == "mgd" else f"terms.{balanced[0]}.balance"

@@ -1,7 +1,7 @@
 """The fast renderers of views against PIL's, with the same table."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 from mgd_ssl.bench.photographs import photograph
 from mgd_ssl.data.views_cpu import cut_view, render_view_fast
-from mgd_ssl.data.views_device import finish_views
+from mgd_ssl.data.views_device import Finishing, finish_views
 from moco import View, ViewKey, ViewPolicy, draw_view, render_view
 from moco.augment import box_radius
 
@@ -167,13 +167,22 @@ def test_without_any_blur_there_is_nothing_to_pay_for_it() -> None:
     assert torch.equal(finish_views(pixels, rows, 0.0), finish_views(pixels, rows, 2.0))
 
 
-def test_finishing_compiles_without_a_break_for_any_blur() -> None:
-    compiled = torch.compile(finish_views, backend="eager", fullgraph=True)
+def test_finishing_compiles_without_a_break_and_an_operation_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object, **options: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    torch._dynamo.reset()
     pixels = torch.from_numpy(np.stack(pictures(64, 64)))
     views = [draw_view(ViewPolicy(), 64, 64, ViewKey(seed=0, epoch=0, image=i, view=0)) for i in range(4)]
     rows = torch.tensor(views, dtype=torch.float32)
-    for max_sigma in (2.0, 5.0):
-        assert torch.equal(compiled(pixels, rows, max_sigma), finish_views(pixels, rows, 2.0))
+    for number, max_sigma in enumerate((2.0, 5.0), start=1):
+        compiled = Finishing(max_sigma, compiled=True, last=lambda pixels: 2 * pixels.int())
+        assert torch.equal(compiled(pixels, rows), 2 * finish_views(pixels, rows, 2.0).int())
+        assert len(graphs) == 2 + number  # the beginning, the four operations, and an end for every blur
 
 
 def test_box_radius_preserves_the_variance_of_the_gaussian() -> None:

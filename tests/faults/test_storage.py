@@ -26,7 +26,7 @@ from mgd_ssl.run.event_file import EventFile
 from mgd_ssl.run.log_file import LogFile
 from mgd_ssl.run.metrics import MetricsFile
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.tasks import student
+from mgd_ssl.tasks import whole_run
 from tests.conftest import write_images
 from tests.faults.disk import Disk, small_disk
 from tests.linear_eval.conftest import BASE, weights, write_protocol
@@ -115,7 +115,7 @@ WRITERS: dict[str, tuple[Any, str, int]] = {  # the last is the call that meets 
     "TensorBoard": (EventFile, "add", 2),
     "checkpoint": (Checkpoints, "save", 1),
     "skipped files": (SkippedFiles, "_append", 1),
-    "encoder.pt": (student, "serialised", 1),
+    "encoder.pt": (whole_run, "serialised", 1),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from launchers.launch import main
 from launchers.records import Records
+from launchers.runs import read_rows
 from tests.launchers.conftest import SCRIPTS
 from tests.runs import assert_same_end, children, command, ended, flags, gone, processes, steps_saved, tiny, wait_for
 
@@ -104,3 +105,36 @@ def test_a_wrong_setting_is_one_sentence(start: Start, tmp_path: Path) -> None:
     said = (tmp_path / "said.txt").read_text()
     assert "mgd-ssl: moco.queue_size 65 is not a multiple of optim.batch_size 16" in said
     assert "Traceback" not in said and said.count("queue_size 65") == 1
+
+
+def test_a_classification_is_launched_stopped_and_continued(image_folder: Path, tmp_path: Path) -> None:
+    def launched(out: Path, hold: str = "") -> ForkServerProcess:
+        env = {"PYTHONPATH": f"{SCRIPTS / 'hold'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        env |= {"HOLD": f"{tmp_path}:{hold}"} if hold else {}
+        data = {"train": image_folder / "train", "val": image_folder / "val", "image_size": 32, "workers": 0}
+        settings = {
+            "out": out, "student": "thin_resnet10", "data": data,
+            "optim": {"epochs": 2, "batch_size": 16, "lr": 0.01, "mixup": 0.3, "ema": 0.6},
+            "runtime": {"log_every": 1, "threads": 1, "device": "cpu"},
+        }  # fmt: skip
+        args = ["launch", "local", "--procs", "2", "--", "classify", *flags(settings)]
+        process = processes.Process(target=command, args=(args, tmp_path / "said.txt", env, None), daemon=False)
+        process.start()
+        return process
+
+    whole = launched(tmp_path / "whole")
+    assert ended(whole) == 0
+    process = launched(tmp_path / "run", hold="4")
+    held(tmp_path, 4, process)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    assert ended(process) == 75
+    assert ended(launched(tmp_path / "run")) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole", steps_saved(tmp_path / "whole")[-1])
+    assert runs_table(tmp_path) == {"run": "finished", "whole": "finished"}
+
+
+def runs_table(folder: Path) -> dict[str, str]:
+    """State of every run as `mgd-ssl runs` reads it."""
+    found = read_rows([folder / "run", folder / "whole"])
+    assert all(row.top1 is not None and row.loss is not None for row in found)
+    return {Path(row.run).name: row.state for row in found}

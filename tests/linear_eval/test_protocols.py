@@ -27,6 +27,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def by_sgd(name: str) -> Protocol:
+    protocol = load_protocol(name)
+    assert isinstance(protocol, Protocol)
+    return protocol
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_numbers(name: str) -> None:
     protocol = load_protocol(name)
@@ -46,7 +52,7 @@ def test_every_file_loads_and_tells_its_source(path: Path) -> None:
 
 def test_searches_have_at_least_26_heads() -> None:
     for name in ("sweep", "sweep_full"):
-        protocol = load_protocol(name)
+        protocol = by_sgd(name)
         assert len(protocol.lrs) >= 13 and len(protocol.settings) >= 26
     assert str(load_protocol("sweep")).endswith(
         "chosen on 10% of the training set (26 for 0.5 epochs and at least 100 steps, then 8 for 1 epochs and at least "
@@ -56,7 +62,7 @@ def test_searches_have_at_least_26_heads() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_steps_of_the_learning_rate_equal_torchs(name: str) -> None:
-    protocol = load_protocol(name)
+    protocol = by_sgd(name)
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), protocol.lrs[0])
     scheduler = MultiStepLR(optimizer, list(protocol.milestones), protocol.decay)
     for epoch in range(protocol.epochs):
@@ -69,7 +75,7 @@ def test_steps_of_the_learning_rate_equal_torchs(name: str) -> None:
 
 
 def test_cosine_goes_from_one_to_zero() -> None:
-    protocol = load_protocol("sweep")
+    protocol = by_sgd("sweep")
     assert [protocol.lr_factor(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
 
 

@@ -19,6 +19,7 @@ class Fault(NamedTuple):
 
 ALGORITHM = ("tests/mgd/test_mgd.py",)
 AUGMENT = ("tests/moco/test_augment.py",)
+BEGINNING = ("tests/tasks/test_teachers.py", "-k", "begins")
 BACKENDS = ("tests/data/test_views.py",)
 BUILDER = ("tests/moco/test_builder.py",)
 DATA = ("tests/data/test_folder.py",)
@@ -26,7 +27,10 @@ DETECTOR = ("tests/tasks/detection/test_retinanet.py",)
 ENCODERS = ("tests/networks/test_backbones.py",)
 FEATURES = ("tests/evaluation/test_features.py",)
 HEADS = ("tests/linear_eval/test_heads.py",)
+HUB = ("tests/networks/test_hub.py",)
+KNOWN_FILES = ("tests/commands/test_teachers.py",)
 KNN = ("tests/evaluation/test_knn.py",)
+LAYOUTS = ("tests/networks/test_layouts.py",)
 METER = ("tests/training/test_meter.py",)
 METHOD = ("tests/tasks/test_moco.py",)
 PADDING = ("tests/tasks/detection/test_padding.py",)
@@ -44,6 +48,7 @@ SOURCES = ("tests/linear_eval/test_sources.py",)
 STEP = ("tests/tasks/test_training_step.py",)
 TAPS = ("tests/networks/test_taps.py",)
 TEACHER = ("tests/networks/test_teacher.py", "tests/tasks/test_training_step.py", "-k", "folded or evaluation_mode")
+VITS = ("tests/networks/test_vit.py",)
 WEIGHTS = ("tests/networks/test_weights.py",)
 
 MOCO = [
@@ -73,7 +78,7 @@ VIEWS = [
     Fault("crops uniform in the aspect ratio", "math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_draw)", "policy.ratio[0] + (policy.ratio[1] - policy.ratio[0]) * ratio_draw", AUGMENT),
     Fault("v1's hue of v2", "jitter_probability=1.0, hue=0.4", "jitter_probability=1.0, hue=0.1", AUGMENT),
     Fault("device: one colour operation twice", '("first", "second", "third", "fourth")', '("first", "second", "third", "third")', BACKENDS),
-    Fault("device: blur of two passes", "for _ in range(3):", "for _ in range(2):", BACKENDS),
+    Fault("device: blur of two passes", "for _ in range(3):\n            total", "for _ in range(2):\n            total", BACKENDS),
     Fault("CPU: saturation towards black", "(1 - view.saturation) * GREY", "0 * GREY", BACKENDS),
     Fault("query and key are one view", "*key, v)) for v in views", "*key, 0)) for v in views", DATA),
     Fault("centre crop of the whole image", "self.size * 256 / 224", "self.size", DATA),
@@ -216,4 +221,74 @@ DETECTION = [
     Fault("detection: padding counts in the loss", "normalised = normalised * target.valid", "pass", PADDING),
 ]  # fmt: skip
 
-FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *DETECTION]
+TEACHERS = [
+    Fault("layout: the head of the momentum copy", 'head="base_encoder.fc."', 'head="momentum_encoder.fc."', LAYOUTS),
+    Fault("layout: DINO's student", '    "teacher",  # DINO', '    "student",  # DINO', LAYOUTS),
+    Fault("layout: ReLU in DINO's head", "nn.GELU if place.layout.gelu else nn.ReLU", "nn.ReLU", LAYOUTS),
+    Fault("hub: queries for keys", '[part["query"], part["key"], part["value"]]', '[part["key"], part["query"], part["value"]]', VITS),
+    Fault("hub: the stride is not looked at", '"downsample_in_bottleneck": False, ', "", HUB),
+    Fault("input: only scaled", "images * network.input_scale + network.input_shift", "images * network.input_scale", HUB),
+    Fault("input: SimCLR's like all others", "PIXELS if seen.known.pixels else USUAL", "USUAL", HUB),
+    Fault("vit: the last block twice", "[last * 2 // 3, last]", "[last - 1, last - 1]", VITS),
+    Fault("vit: tokens before the norm", "indices=blocks, norm=True", "indices=blocks, norm=False", VITS),
+    Fault("vit: the images keep their size", "self.grid_per_pixel = edge / image_size", "pass", VITS),
+    Fault("known: a name proves", "Recognised(named, False,", "Recognised(named, True,", KNOWN_FILES),
+    Fault("student: weights of the file left out", "**without_head(encoder, trained.backbone.state_dict())", "", BEGINNING),
+]  # fmt: skip
+
+CLASSIFIER = ("tests/tasks/test_classifier.py",)
+CLASSIFY = ("tests/tasks/test_classification.py", "-k", "reach or mixed or average")
+CUB = ("tests/data/test_cub.py",)
+PAIRS = ("tests/distillation/test_pairs.py",)
+PARTS = ("tests/test_task_reference.py", "-k", "schedules or logit")
+CLASSES = ("tests/report/test_classification.py", "-k", "hand or epoch")
+
+CLASSIFICATION = [
+    Fault("KD: no square of the temperature", "* self.temperature**2", "", PARTS),
+    Fault("KD: student and teacher exchanged", "F.kl_div(ours, theirs,", "F.kl_div(theirs, ours,", PARTS),
+    Fault("milestone an epoch late", "self.factor ** sum(epoch >= milestone", "self.factor ** sum(epoch > milestone", PARTS, "WarmupDecay"),
+    Fault("warm-up of classify from the peak", "(1 - self.warmup_start)", "(0 - self.warmup_start)", PARTS),
+    Fault("mixup: labels of the images alone", "labels[mixing.order]", "labels", CLASSIFIER),
+    Fault("mixup: shares exchanged", "torch.lerp(images[self.order], images, self.share)", "torch.lerp(images, images[self.order], self.share)", CLASSIFY),
+    Fault("mixup: one share for all steps", 'self.config.seed, "mixup", step,', 'self.config.seed, "mixup",', ("tests/tasks/test_classification.py", "-k", "drawn_anew")),
+    Fault("average of the weights never follows", "self.average.update_parameters(self.module.student)", "pass", CLASSIFY),
+    Fault("trained weights left in place of the average", "self.module.student if self.average is None else self.average.module", "self.module.student", CLASSIFY),
+    Fault("weight decay on norms", 'group["params"] if parameter.ndim > 1', 'group["params"] if parameter.ndim > 0', CLASSIFY),
+    Fault("CUB: parts exchanged", '{"train": "1", "val": "0"', '{"train": "0", "val": "1"', CUB),
+    Fault("named modules paired with the last stage", "partners[-1]", "usual[-1]", PAIRS),
+    Fault("maps of other sizes matched", "_check_sizes(student, teacher.backbone, pairs, image_size)", "pass", PAIRS, "pair"),
+    Fault("report: best classes for the worst", "np.argsort(share, kind", "np.argsort(-share, kind", CLASSES),
+    Fault("report: last epoch called best", 'same images", "best_")', 'same images", "")', CLASSES),
+]  # fmt: skip
+
+TERM = ("tests/test_term_reference.py",)
+TERM_RUNS = ("tests/tasks/test_terms.py",)
+TERM_SETTINGS = ("tests/test_settings.py", "-k", "of_a_term")
+COLLAPSE = ("tests/training/test_collapse.py",)
+
+TERMS = [
+    Fault("SEED: temperatures exchanged", "target.embedding) / self.student_temperature", "target.embedding) / self.teacher_temperature", TERM),
+    Fault("SEED: own embedding left out", "(embedding * own).sum(dim=1, keepdim=True)", "0 * (embedding * own).sum(dim=1, keepdim=True)", TERM, "Seed"),
+    Fault("DisCo: one view of two", "*(network.views[name].embedding() for name in self.needs.student)", "", TERM),
+    Fault("SimReg: not on the sphere", "F.normalize(predicted.float(), dim=1) * target", "predicted.float() * target", TERM),
+    Fault("SimReg: no BatchNorm", "modules += [nn.BatchNorm1d(after), nn.ReLU()]", "modules += [nn.Identity(), nn.ReLU()]", TERM),
+    Fault("CompRess: divergence the wrong way", "F.kl_div(ours, target.log_shares,", "F.kl_div(target.log_shares, ours,", TERM),
+    Fault("BINGO: no warm-up", "0.0 if teacher.epoch < self.warm_epochs else 0.5", "0.5", TERM),
+    Fault("BINGO: mixed shares exchanged", "share * self._nce(mixed, p) + (1 - share)", "(1 - share) * self._nce(mixed, p) + share", TERM),
+    Fault("queue never moves on", "self.ptr.add_(count).remainder_(size)", "pass", TERM),
+    Fault("queue of this rank alone", "rows = gather_batch(rows).to(self.rows.dtype)", "rows = rows.to(self.rows.dtype)", RANKS),
+    Fault("box not cut off at the edges", "min(height, row + half_height)", "row + half_height", TERM),
+    Fault("a resting term has no gradient", "0.0 * torch.stack(parameters).sum() if parameters else", "", RANKS),
+    Fault("gradients of one rank", "whole = sum_over_ranks(torch.stack(squares))", "whole = torch.stack(squares)", RANKS),
+    Fault("cosine of a weight is a line", "0.5 * (1 + math.cos(math.pi * gone))", "1 - gone", TERM_SETTINGS, "Weight"),
+    Fault("a term never sets in late", "self.since <= epoch < self.until", "epoch < self.until", TERM_SETTINGS),
+    Fault("balance unused", "self.get_buffer(f\"factor_{name}\").mul_(ratio)", "pass", TERM_RUNS),
+    Fault("balance without the schedule", "weight.balance) * self._now[name] / weight.value", "weight.balance)", TERM_RUNS),
+    Fault("views drawn that nobody looks at", 'VIEWS[:2] if "key" in looked_at else VIEWS[:1]', "VIEWS[:2]", TERM_RUNS),
+    Fault("neighbours with the image itself", "itself = found == np.arange(len(found))[:, None]", "itself = np.zeros(found.shape, bool)", TERM_RUNS),
+    Fault("neighbours of the last shard alone", "both = np.concatenate([scores[rows], new_scores], axis=1)", "both = np.concatenate([-1 + 0 * scores[rows], new_scores], axis=1)", TERM_RUNS),
+    Fault("bags of other images pass", "if fingerprint != images.fingerprint():", "if False:", TERM_RUNS),
+    Fault("effective rank of squares", "shares = values / values.sum()", "shares = values**2 / (values**2).sum()", COLLAPSE),
+]  # fmt: skip
+
+FAULTS = [*TEACHERS, *MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *CLASSIFICATION, *TERMS, *DETECTION]

@@ -9,8 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from mgd_ssl.networks.backbones import build_backbone, stage_taps
-from mgd_ssl.networks.taps import FeatureTaps
+from mgd_ssl.networks.backbones import build_backbone, build_encoder, stage_taps, trunk
+from mgd_ssl.networks.taps import FeatureTaps, HeadTap
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
@@ -156,3 +156,25 @@ def test_compiled_network_gives_the_same_maps_and_gradients() -> None:
         assert one is not None and two is not None
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
     assert torch.equal(results[1][1].relu(), results[1][0])
+
+
+def test_head_is_read_of_a_compiled_network_too() -> None:
+    network = build_encoder("thin_resnet10", 6).eval()
+    tap, pixels = HeadTap(network, "fc"), torch.randn(3, 3, 32, 32)
+    plain = nn.Sequential(trunk(network))(pixels)
+    with tap.record() as passed:
+        assert network(pixels) is passed[1]
+    assert torch.equal(passed[0], plain)
+    network.compile(backend="aot_eager", dynamic=False)
+    for _ in range(2):
+        with tap.record() as compiled:
+            output = network(pixels)
+        assert torch.equal(compiled[1], output) and torch.equal(compiled[0], plain)
+        compiled[0].sum().backward()
+        gradient = network.get_parameter("conv1.weight").grad
+        assert gradient is not None and gradient.abs().sum() > 0
+    network(pixels)
+    assert len(compiled) == 2  # outside a block nothing is kept
+    with HeadTap(network).record() as nothing:
+        network(pixels)
+    assert nothing == []

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torchvision.transforms import functional as TF
 
 from mgd_ssl.cli import main
 from mgd_ssl.config import ClassifyConfig
-from mgd_ssl.data.sources import scan_labelled
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.errors import Interrupted, UserError
 from mgd_ssl.files import read_json
@@ -99,11 +97,15 @@ def same(a: Any, b: Any) -> bool:
 # whole runs
 
 
+MIXED = {"epochs": 3, "batch_size": 16, "lr": 0.01, "mixup": 0.4, "ema": 0.7}
+
+
 @pytest.mark.parametrize("student", ["thin_resnet10", "mobilenet_v2"])
 def test_a_stopped_run_goes_on_bit_for_bit(
     photographs: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str
 ) -> None:
-    how = guided(teacher) if student == "thin_resnet10" else {}  # the other one has dropout
+    # MGD, KD, mixup and an average of the weights; the other one has dropout
+    how = guided(teacher, optim=MIXED) if student == "thin_resnet10" else {}
     classify(**settings(photographs, tmp_path / "whole", student=student, **how))
     with monkeypatch.context() as patch:
         inputs = Classification.inputs
@@ -257,7 +259,7 @@ def test_settings_reach_the_losses(
     how = guided(teacher, kd={"weight": 0.5, "temperature": 3.0}, num_classes=3)
     base = settings(photographs, tmp_path / "run", optim={"label_smoothing": 0.25}, **how)
     with torch.enable_grad():
-        _, output, (images, labels, targets) = first_step(monkeypatch, **base)
+        _, output, (images, labels, targets, _) = first_step(monkeypatch, **base)
     student = initial_classifier("thin_resnet10", 3, 0).train()
     logits = student(images)
     expected = F.cross_entropy(logits, labels, label_smoothing=0.25)
@@ -295,7 +297,7 @@ def test_few_labels_are_a_share_of_every_class(
     data = {"share_of_labels": 0.5}
     for out in ("a", "b"):
         config = settings(photographs, tmp_path / out, data=data, optim={"batch_size": 7})
-        _, _, (images, _, _) = first_step(monkeypatch, **config)
+        _, _, (images, *_) = first_step(monkeypatch, **config)
         assert len(images) == 7
         described = read_json(tmp_path / out / "config.json")
         assert described["data"]["num_images"] == 21
@@ -321,64 +323,59 @@ def test_shufflenet_is_torchvisions() -> None:
     assert all((map_ < 0).any() for map_ in maps)
 
 
-# CUB-200-2011
+def test_mixed_images_go_to_both_networks(
+    photographs: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = settings(photographs, tmp_path / "plain", **guided(teacher))
+    mixed = settings(photographs, tmp_path / "mixed", optim={"mixup": 0.4, "label_smoothing": 0.1}, **guided(teacher))
+    _, _, (images, labels, _, none) = first_step(monkeypatch, **plain)
+    _, output, (found, same_labels, targets, mixing) = first_step(monkeypatch, **mixed)
+    assert none is None and torch.equal(labels, same_labels)
+    share, order = float(mixing.share), mixing.order
+    assert 0 < share < 1 and sorted(order.tolist()) == list(range(16))
+    torch.testing.assert_close(found, share * images + (1 - share) * images[order])
+    with torch.no_grad():
+        whole = load_backbone(teacher / "encoder.pt", with_classifier=True)[0].eval()
+        torch.testing.assert_close(targets["kd"], whole(found), rtol=1e-4, atol=1e-4)
+        logits = initial_classifier("thin_resnet10", 3, 0).train()(found)
+    soft = share * F.one_hot(labels, 3) + (1 - share) * F.one_hot(labels[order], 3)
+    expected = -((0.9 * soft + 0.1 / 3) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.losses["cross_entropy"].detach(), expected)
 
 
-@pytest.fixture
-def cub(tmp_path: Path) -> Path:
-    """Two classes of three images, two of each for training, as the archive unpacks."""
-    root, lines = tmp_path / "CUB_200_2011", []
-    for label, name in enumerate(("001.Albatross", "002.Auklet"), start=1):
-        for number, path in enumerate(write_images(root / "images" / name, 3, seed=label)):
-            lines.append((f"{name}/{path.name}", label, int(number < 2)))
-    numbered = list(enumerate(lines, start=1))
-    tables = {
-        "images.txt": [f"{i} {path}" for i, (path, _, _) in numbered],
-        "image_class_labels.txt": [f"{i} {label}" for i, (_, label, _) in numbered],
-        "train_test_split.txt": [f"{i} {flag}" for i, (_, _, flag) in numbered],
-        "classes.txt": ["1 001.Albatross", "2 002.Auklet"],
-    }
-    for name, content in tables.items():
-        (root / name).write_text("\n".join(content) + "\n")
-    return root
+def test_mixing_is_drawn_anew_in_every_step(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    call = Update.__call__
+
+    def note(self: Update, inputs: tuple[Any, ...], step: int) -> StepOutput:
+        shares.append(float(inputs[3].share))
+        return call(self, inputs, step)
+
+    monkeypatch.setattr(Update, "__call__", note)
+    classify(**settings(photographs, tmp_path / "run", optim={"mixup": 1.0, "epochs": 2}))
+    assert len(set(shares)) == len(shares) == 4
 
 
-def test_cub_is_read_as_it_unpacks(cub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train, val = scan_labelled(cub / "train", cub / "val")
-    assert [train.images.name(i) for i in range(4)] == [
-        f"{name}/{i:04d}.jpg" for name in ("001.Albatross", "002.Auklet") for i in range(2)
-    ]
-    assert train.labels.tolist() == [0, 0, 1, 1] and val.labels.tolist() == [0, 1]
-    assert val.images.name(1) == "002.Auklet/0002.jpg"
-    args = ["knn", "--checkpoint", "random:thin_resnet10", "--data", str(cub), "--k", "1", "--image-size", "32"]
-    assert main([*args, "--workers", "0", "--runtime.device", "cpu"]) == 0
-    assert "4 voting and 2 classified" in capsys.readouterr().out
+def test_the_average_of_the_weights_is_what_is_measured_and_left(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.Tensor] = []
+    after_step = Classification.after_step
 
+    def note(self: Classification, carried: Any) -> None:
+        kept.append(next(self.module.student.parameters()).detach().clone())
+        after_step(self, carried)
 
-Damage = Callable[[Path], object]
-
-
-def rewritten(name: str, old: str, new: str) -> Damage:
-    return lambda root: (root / name).write_text((root / name).read_text().replace(old, new))
-
-
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda root: (root / "image_class_labels.txt").unlink(), "image_class_labels.txt is missing"),
-        (rewritten("images.txt", "6 002.Auklet/0002.jpg\n", ""), "id 6 is in image_class_labels.txt and not in images"),
-        (rewritten("train_test_split.txt", "2 1\n", ""), "id 2 is in images.txt and not in train_test_split.txt"),
-        (rewritten("image_class_labels.txt", "1 1\n", "1 9\n"), "names class 9, which classes.txt does not"),
-        (rewritten("images.txt", "1 001", "one 001"), "line 1 of"),
-        (rewritten("classes.txt", "2 002.Auklet", "2 002.Auklet\n3 003.Finch"), "class 003.Finch has no image"),
-        (rewritten("train_test_split.txt", "1 1\n", "1 yes\n"), "holds the flag yes"),
-    ],
-)
-def test_broken_tables_of_cub(cub: Path, damage: Damage, told: str) -> None:
-    damage(cub)
-    with pytest.raises(UserError) as caught:
-        scan_labelled(cub / "train", cub / "val")
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setattr(Classification, "after_step", note)
+    result = classify(**settings(photographs, tmp_path / "run", optim={"ema": 0.7, "epochs": 2}))
+    expected = kept[0]
+    for weights in kept[1:]:
+        expected = 0.7 * expected + 0.3 * weights
+    left = torch.load(result.encoder, weights_only=True)
+    assert len(kept) == 4 and result.weights == "averaged"
+    torch.testing.assert_close(left["conv1.weight"], expected)
+    assert not torch.allclose(left["conv1.weight"], kept[-1])
+    assert recomputed(photographs, Path(result.encoder)) == pytest.approx(result.validation["top1"])
 
 
 # what does not fit
@@ -399,6 +396,9 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     write_images(tmp_path / "val" / "dogwood", 2)
     told = refused(**settings(photographs, out, data={"val": tmp_path / "val"}))
     assert "differ in classes (birch, cedar, dogwood)" in told
+    (tmp_path / "val" / "elm").mkdir()
+    told = refused(**settings(photographs, out, data={"val": tmp_path / "val"}))
+    assert "elm is the folder of a class without images: add some, or remove the folder" in told
     assert "num_classes is 2" in refused(**settings(photographs, out, num_classes=2))
     assert "fewer than optim.batch_size" in refused(**settings(photographs, out, data={"share_of_labels": 0.1}))
     other = build_backbone("thin_resnet14", 7)
@@ -408,16 +408,29 @@ def test_what_does_not_fit_is_told_in_a_sentence(photographs: Path, teacher: Pat
     torch.save(other.state_dict(), tmp_path / "other.pt")
     told = refused(**settings(photographs, out, **guided(tmp_path / "other.pt")))
     assert "has a classifier of 7 classes and the student 3 classes" in told
+    torch.save(trunk_alone(other), tmp_path / "moco.pt")
+    told = refused(**settings(photographs, out, **guided(tmp_path / "moco.pt")))
+    assert "has no classifier and the student 3 classes: fine-tune the teacher on the same labels" in told
+    told = refused(**settings(photographs, out, taps=("layer2.0.rely",), **guided(teacher)))
+    assert "'layer2.0.rely' is no module of the student, did you mean 'layer2.0.relu'" in told
+    told = refused(**settings(photographs, out, teacher_taps=("layer9",), **guided(teacher)))
+    assert "'layer9' is no module of the teacher" in told
     told = refused(**settings(photographs, out, student="thin_resnet14", **guided(narrow(tmp_path))))
     assert "student channels and only" in told
     told = refused(**settings(photographs, out, student="mobilenet_v1", **guided(teacher)))
-    assert "differ at data.image_size 32 in stage 1 ([8, 8] and [16, 16])" in told and "those that fit: none" in told
+    assert "in stage 1 (8 x 8 and 16 x 16; in the teacher layer2.0.relu has 8 x 8)" in told
+    assert "stages that fit: none" in told
     told = refused(**settings(photographs, out, **guided(teacher, mgd={"weight": 0}, kd={"weight": 0})))
     assert told.startswith("mgd.weight and kd.weight are 0")
-    told = refused(**settings(photographs, out, student="efficientnet_b0", **guided(teacher)))
-    assert "has no map before a ReLU" in told
+    told = refused(**settings(photographs, out, student="convnext_tiny", **guided(teacher)))
+    assert "has no map before an activation" in told
     with pytest.raises(ValueError, match=r"nesterov is true and momentum 0"):
         ClassifyConfig(**settings(photographs, out, optim={"momentum": 0}))
+
+
+def trunk_alone(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """As a self-supervised run leaves it."""
+    return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
 
 
 def narrow(folder: Path) -> Path:

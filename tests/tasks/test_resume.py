@@ -417,7 +417,7 @@ def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
         calls.append(len(calls))
-        if len(calls) == (3 if what == "rematch" else 5):  # after the first epoch
+        if len(calls) == (2 if what == "rematch" else 5):  # after the first epoch
             signal.raise_signal(signal.SIGUSR2)
         return original(*args, **kwargs)
 

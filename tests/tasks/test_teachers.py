@@ -15,7 +15,7 @@ from mgd_ssl.config import PretrainConfig
 from mgd_ssl.networks.vit import TokenMaps
 from mgd_ssl.tasks.beginning import begin
 from mgd_ssl.tasks.pretraining import Pretraining
-from tests.networks.foreign import backbone, moco_v2, moco_v3, randomised
+from tests.networks.foreign import backbone, moco_v2, moco_v3, randomised, swav
 from tests.runs import rows, tiny
 
 
@@ -147,3 +147,33 @@ def test_weights_that_do_not_fit_the_student_are_a_sentence(
         begin(config_of(image_folder, tmp_path, student_weights=hub_teacher))
     with pytest.raises(UserError, match="does not exist"):
         begin(config_of(image_folder, tmp_path, student_weights=tmp_path / "none.pth"))
+
+
+# terms and such teachers
+
+
+def test_seed_takes_the_head_of_swav(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(swav().checkpoint, tmp_path / "swav.pth.tar")
+    seen = seen_of_teachers(monkeypatch)
+    terms = {"seed": {"weight": 1.0, "queue_size": 32}}
+    settings = tiny(image_folder, tmp_path / "run", teacher=tmp_path / "swav.pth.tar", terms=terms, optim={"epochs": 1})
+    with pytest.raises(UserError, match=r"set moco\.dim to 8"):
+        pretrain(**settings)
+    pretrain(**settings | {"moco": {**settings["moco"], "dim": 8}})
+    teacher = seen[0].teacher
+    assert teacher is not None and teacher.head is not None and teacher.report is not None
+    assert teacher.report.head == (128, 24, 8) and teacher.report.layout == "SwAV"
+    torch.save(backbone().state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(UserError, match=r"plain\.pth holds no projection head that is known"):
+        pretrain(**settings | {"teacher": tmp_path / "plain.pth", "out": tmp_path / "other"})
+
+
+def test_a_vit_teaches_its_feature_alone(image_folder: Path, tmp_path: Path) -> None:
+    """A grid of 2 x 2 meets no stage, and need not: no maps are looked at."""
+    network = VisionTransformer(img_size=32, patch_size=16, embed_dim=64, depth=1, num_heads=1, num_classes=0)
+    torch.save(randomised(network).state_dict(), tmp_path / "vit.pth")
+    terms = {"simreg": {"weight": 1.0}}
+    settings = tiny(image_folder, tmp_path / "run", teacher=tmp_path / "vit.pth", terms=terms, optim={"epochs": 1})
+    pretrain(**settings | {"mgd": {**settings["mgd"], "weight": 0.0}})
+    losses = [row["simreg"] for row in rows(tmp_path / "run") if row["kind"] == "train"]
+    assert losses and all(0 < loss < 4 for loss in losses)

@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_one_sentence(
 def test_a_teacher_without_a_head_is_refused_where_one_is_needed(
     settings: Settings, teachers: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"encoder.pt has no projection head, .*: pass a whole MoCo checkpoint"):
+    with pytest.raises(UserError, match=r"encoder.pt holds no projection head .*: pass the whole checkpoint"):
         pretrain(**settings(tmp_path / "run", "seed", teacher=teachers / "encoder.pt"))
     pretrain(**settings(tmp_path / "run", "simreg", teacher=teachers / "encoder.pt", optim={"epochs": 1}))
 

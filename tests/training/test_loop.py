@@ -339,7 +339,7 @@ def test_accuracy_counts_queries_that_are_strictly_nearer_to_their_key() -> None
         ({"data": {"image_size": 16}}, "the maps of stage 4 are 1 x 1 at data.image_size 16.*choose larger images"),
         (
             {"student": "resnet18", "data": {"image_size": 64}},
-            r"stage 1 of resnet18 has maps of \[16, 16\] and of the teacher \[32, 32\].*whose strides agree",
+            r"in stage 1 \(16 x 16 and 32 x 32; in the teacher .* has 16 x 16\).*choose networks whose strides agree",
         ),
     ],
     ids=["few images", "queue", "small queue", "student", "1 x 1", "strides"],

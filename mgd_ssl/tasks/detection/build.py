@@ -6,7 +6,8 @@ from torch import nn
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.errors import UserError
 from mgd_ssl.mgd.mgd import MGD
-from mgd_ssl.networks.backbones import StageTap, stage_taps
+from mgd_ssl.networks.backbones import stage_taps
+from mgd_ssl.networks.stages import StageTap
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detector import Detector, Trunk

@@ -1,26 +1,20 @@
 """A detection from settings to a detector: check, build, continue where it stopped, train, evaluate, export."""
 
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from mgd_ssl.data.loader import PREFETCH
-from mgd_ssl.errors import UserError, once_trained
-from mgd_ssl.files import writing
+from mgd_ssl.errors import UserError
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
-from mgd_ssl.run.folder import check_same, damaged_description, nothing_trained, run_folder, saved_description
-from mgd_ssl.run.lock import JOBS, in_use
+from mgd_ssl.run.folder import as_begun
+from mgd_ssl.run.lock import JOBS
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
-from mgd_ssl.run.result import damage, write_result
-from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
-from mgd_ssl.settings import defaults, differences, flattened, free_keys
 from mgd_ssl.tasks.detection.average_precision import check_installed
 from mgd_ssl.tasks.detection.build import build
 from mgd_ssl.tasks.detection.coco import check_same_categories, open_split
@@ -28,29 +22,23 @@ from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detection import Detection, Parts, length
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
 from mgd_ssl.tasks.detection.weights import Beginning, begin, load_teacher
-from mgd_ssl.tasks.student import ENCODER, finished_result
+from mgd_ssl.tasks.same_run import SameRun
 from mgd_ssl.tasks.teachers import told_of
-from mgd_ssl.training.loop import Pace, train
+from mgd_ssl.tasks.whole_run import Result, folder_of, leave, session_of, to_device, train_to_the_end
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import world_size
 
-FREE_KEYS = free_keys(DetectConfig)
+SAME = SameRun(DetectConfig, "the images or boxes: {} -> {} to learn from, or others")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, FrozenBatchNorm2d)
 WARMUP_START = 0.001  # share of the peak
 
 
 @dataclass(frozen=True)
-class DetectResult:
-    """What a finished run leaves; also its `result.json`, where paths are relative, so that a run can be moved."""
+class DetectResult(Result):
+    """What a finished detection leaves; `encoder` is the detector, torchvision's state-dict keys."""
 
-    out: str  # the run's folder
-    encoder: str  # file with the detector, torchvision's state-dict keys
-    steps: int
     average_precision: dict[str, float | None]  # COCO's twelve numbers in percent
     classes: dict[str, dict[str, float | None]]  # AP, AP50, AP75 of every class
-
-
-RESULT = tuple(field.name for field in fields(DetectResult))
 
 
 def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
@@ -69,7 +57,7 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
-    config = config or DetectConfig(**settings)
+    config = as_begun(config or DetectConfig(**settings))
     check_installed()
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
@@ -78,18 +66,18 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         method = build(config, beginning, len(parts.train.categories), teacher)
         if teacher is not None:
             teacher.fold()  # after its margins were read from the BatchNorms
-        config = config.model_copy(update={"student": beginning.arch})
+        steps = length(config, len(parts.train.trainable))
+        decided = {"student": beginning.arch, "runtime": settled(config.runtime, runtime, steps)}
+        config = config.model_copy(update=decided)
         run = description(config, parts, beginning, teacher)
-        with run_folder(out, run, check_same_run, lambda folder: finished_result(folder, RESULT)) as finished:
+        with folder_of(out, run, SAME, DetectResult) as finished:
             if finished is not None:
-                return DetectResult(**finished | {"out": str(out), "encoder": str(out / ENCODER)})
-            for module in (method, teacher):
-                if module is not None:
-                    module.to(runtime.device).to(memory_format=runtime.memory_format)
-            return train_to_the_end(config, parts, (beginning, teacher), method, runtime)
+                return finished
+            to_device(runtime, method, teacher)
+            return train_from(config, parts, (beginning, teacher), method, runtime)
 
 
-def train_to_the_end(
+def train_from(
     config: DetectConfig,
     parts: Parts,
     networks: tuple[Beginning, Teacher | None],
@@ -97,38 +85,19 @@ def train_to_the_end(
     runtime: Runtime,
 ) -> DetectResult:
     """Train from the newest whole checkpoint in the run's folder, or from the start."""
-    out, optim, (beginning, teacher) = config.out, config.optim, networks
-    told = on_rank_zero(lambda: damage(out, RESULT, ENCODER))
-    steps_per_epoch = len(parts.train.trainable) // optim.batch_size
-    with Session(out, length(config, len(parts.train.trainable)), runtime, config.checkpoint.keep) as session:
-        if told:
-            logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
+    beginning, teacher = networks
+    with session_of(config, length(config, len(parts.train.trainable)), runtime, DetectResult) as session:
         tell_start(config, parts, beginning, session.total_steps)
         if teacher is not None:
             logger.info("teacher %s", teacher.report)
         task = Detection(config, method, teacher, parts, session)
-        pace = Pace(
-            optim.batch_size, steps_per_epoch, config.runtime.log_every, config.checkpoint.every_steps,
-            under_way=PREFETCH * task.workers,
-        )  # fmt: skip
-        with once_trained(lambda: session.step):
-            train(task, update_of(config, task), session, pace)
-            return finish(task, session)
+        return train_to_the_end(task, update_of(config, task), session, finish)
 
 
 def finish(task: Detection, session: Session) -> DetectResult:
     """Last evaluation, then the detector as a plain state dict, and the result."""
-    left, weights = task.finish()
-    out, encoder = session.out, session.out / ENCODER
-    result = DetectResult(str(out), str(encoder), session.step, **left)
-
-    def write() -> None:
-        session.log.synced_bytes()  # a finished run has all its rows
-        with writing(encoder):
-            write_result(out, asdict(replace(result, out=".", encoder=ENCODER)), ENCODER, serialised(weights))
-
-    on_rank_zero(write)
-    logger.info("the detector: %s (torchvision's keys)", encoder)
+    result = leave(DetectResult, task, session)
+    logger.info("the detector: %s (torchvision's keys)", result.encoder)
     return result
 
 
@@ -203,26 +172,6 @@ def description(config: DetectConfig, parts: Parts, beginning: Beginning, teache
     }
 
 
-def check_same_run(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise UserError when a folder's run had other settings, images, weights to begin with or another teacher."""
-    if old.get("task") != new["task"]:
-        raise UserError(f"{out} holds a run of another command: choose another --out")
-    changed = differences(completed(old["config"]), new["config"], FREE_KEYS)
-    for whose in ("backbone", "teacher"):
-        told = [run[whose] and f"{run[whose]['arch']} {run[whose]['sha256'][:12]}" for run in (old, new)]
-        if told[0] != told[1]:
-            changed.append(f"{whose}: {told[0]} -> {told[1]}")
-    if old["data"] != new["data"]:
-        counts = [run["data"]["num_images"] for run in (old, new)]
-        changed.append(f"the images or boxes: {counts[0]} -> {counts[1]} to learn from, or others")
-    check_same(out, changed)
-
-
-def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """Saved settings, with the defaults of those which the version that saved them did not have."""
-    return flattened(defaults(DetectConfig)) | flattened(saved)
-
-
 def tell_start(config: DetectConfig, parts: Parts, beginning: Beginning, steps: int) -> None:
     """What is about to happen."""
     guided = f", guided by {config.teacher}" if config.teacher else ""
@@ -239,15 +188,3 @@ def tell_start(config: DetectConfig, parts: Parts, beginning: Beginning, steps: 
             "network.norm is 'frozen' and the backbone's weights are random, so that nothing normalises: "
             "--network.norm group trains far better"
         )
-
-
-def check_settings(config: DetectConfig) -> None:
-    """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-    out = config.out
-    if (out / "config.json").is_file() and (in_use(out) or not nothing_trained(out)):
-        try:
-            saved = completed(saved_description(out)["config"])
-        except (LookupError, TypeError, AttributeError) as error:
-            raise damaged_description(out) from error
-        new = config.model_dump(mode="json")
-        check_same(out, differences(saved, new | {"student": new["student"] or saved["student"]}, FREE_KEYS))
