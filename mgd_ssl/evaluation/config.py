@@ -1,13 +1,20 @@
 """Settings of evaluations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field, field_validator
 
 from mgd_ssl.config import MAX_SIZE, MAX_WORKERS, USUAL, Background, MaxPixels, RuntimeConfig
 from mgd_ssl.settings import MAX_SEED, UNSET, Required, Settings, each_once
+
+
+class EvaluationRuntimeConfig(RuntimeConfig):
+    """Device and speed of an evaluation."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Autocast dtype; auto: bfloat16 on a GPU that has it natively."""
 
 
 class EvaluationConfig(Settings):
@@ -32,7 +39,7 @@ class EvaluationConfig(Settings):
     for a file."""
     max_pixels: MaxPixels | None = None
     """Images with more pixels are unreadable; None: as in the run, 100 million for a file."""
-    runtime: RuntimeConfig = RuntimeConfig(precision="float32")
+    runtime: EvaluationRuntimeConfig = EvaluationRuntimeConfig()
 
 
 class KNNEvaluationConfig(EvaluationConfig):

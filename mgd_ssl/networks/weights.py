@@ -233,7 +233,8 @@ def _fitting_arch(whole: dict[str, Tensor], path: Path) -> str:
     """The architecture whose tensors, the classifier's left out, have these shapes."""
 
     def mismatches(arch: str) -> int:
-        shapes = {key: value.shape for key, value in without_head(_without_values(arch), whole).items()}
+        body = without_head(_without_values(arch), whole)
+        shapes = {key: None if value.is_nested else value.shape for key, value in body.items()}
         return len([k for k, _ in _shapes(arch).items() ^ shapes.items() if not k.endswith(OPTIONAL)])
 
     best = min([arch for arch in BACKBONES if anchor_of(arch) in whole], key=mismatches)

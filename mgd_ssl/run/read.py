@@ -54,13 +54,13 @@ class Run:
     def method(self) -> str:
         """Name of the method in tables."""
         if self.task == "classification":
-            terms = [term for term in ("mgd", "kd") if self.teacher and self.config.get(term, {}).get("weight")]
+            terms = [term for term in ("mgd", "kd") if self.teacher and (self.config.get(term) or {}).get("weight")]
             return " + ".join(["supervised", *map(str.upper, terms)])
         if self.teacher is None:
             return "MoCo v2"
-        terms = self.config.get("terms", {})
-        weights = {"MoCo v2": self.config.get("moco", {}).get("weight", 1), "MGD": self.config["mgd"]["weight"]}
-        weights |= {title: terms.get(name, {}).get("weight", 0) for name, title in TERM_TITLES.items()}
+        settings = self.config.get("terms") or {}
+        weights = {"MoCo v2": (self.config.get("moco") or {}).get("weight", 1), "MGD": self.config["mgd"]["weight"]}
+        weights |= {title: (settings.get(name) or {}).get("weight") for name, title in TERM_TITLES.items()}
         return " + ".join(title for title, weight in weights.items() if weight) or "nothing"
 
     @property
@@ -221,6 +221,13 @@ def problems(saved: dict[str, Any]) -> Iterable[str]:
     for key in ("config", "data", "environment", "config.data", "config.mgd", "config.optim"):
         if not isinstance(at(key), dict):
             yield f"{key} is missing or no table"
+    weighted = ["config.moco", "config.kd", "config.terms", *(f"config.terms.{name}" for name in TERM_TITLES)]
+    for key in weighted:  # earlier versions did not have all of them
+        if at(key) is not None and not isinstance(at(key), dict):
+            yield f"{key} is no table"
+        weight = at(f"{key}.weight")
+        if weight is not None and type(weight) not in (int, float):
+            yield f"{key}.weight is no number"
     counts = ("config.optim.epochs", "config.optim.batch_size", "data.num_images")
     for key, least in (("config.seed", 0), *((key, 1) for key in counts)):
         if type(at(key)) is not int or not least <= at(key) < 2**63:  # a bool is an int too

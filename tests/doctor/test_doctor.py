@@ -134,7 +134,9 @@ def test_advice() -> None:
     assert "--data.workers 2" in only("steps", {"data_wait": 0.5})
     assert only("images", {"broken": 8}).endswith("--data.max-unreadable 0.08")
     assert only("images", {"short_side": [64, 64, 64]}).endswith("--data.image-size 64")
-    assert "--runtime.precision bfloat16" in only("machine", {"device": "cuda"}, runtime={"compile": True})
+    assert "--runtime.precision bfloat16" in only(
+        "machine", {"device": "cuda"}, runtime={"compile": True, "precision": "float32"}
+    )
     assert "--optim.batch-size 128" in only("steps", {"largest_batch": 128})
     assert only("images", {"images": 15010}).endswith("--moco.queue-size 7424")
     assert "--out ELSEWHERE" in only("machine", {"disk_free_gb": 0.5})

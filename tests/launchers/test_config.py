@@ -101,7 +101,10 @@ def test_out_may_stand_on_either_side() -> None:
         (["slurm", "--out", "run", "pretrain", "--config", "tiny.toml"], "there is no command: write it after --"),
         (["slurm", "--then", "", "--out", "run", "--", *PRETRAIN], "--then is empty: choose linear or knn"),
         (["slurm", "--then", "knn '", "--out", "run", "--", *PRETRAIN], "No closing quotation.*: close the quotes"),
-        (["slurm", "--", "report", "run"], "no command 'report'.*choose pretrain, linear, knn"),
+        (
+            ["slurm", "--", "report", "run"],
+            "no command 'report'.*choose pretrain, classify, detect, linear, knn, embed$",
+        ),
         (["slurm", "--", "pretrian"], "no command 'pretrian', did you mean 'pretrain'"),
         (["slrum", "--", "pretrain"], "no launcher 'slrum', did you mean 'slurm'"),
         (["local", "--", "pretrain", "--data.train", "x"], "out is not set"),

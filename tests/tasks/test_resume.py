@@ -403,16 +403,16 @@ def test_file_in_place_of_the_folder_is_refused(image_folder: Path, tmp_path: Pa
 # stopped between two epochs
 
 
-@pytest.mark.parametrize("what", ["rematch", "FeatureExtractor"])
+@pytest.mark.parametrize("what", ["rematch", "features"])
 def test_a_signal_ends_the_work_between_two_epochs_at_its_next_batch(
     what: str, image_folder: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mgd_ssl.evaluation import monitor
+    from mgd_ssl.evaluation.features import FeatureExtractor
     from mgd_ssl.tasks.moco import GuidedMoCo
 
     k_nn = {"train": image_folder / "train", "val": image_folder / "val", "every_epochs": 1, "k": 3}
     settings = tiny(image_folder, tmp_path / "run", teacher=teacher_file, knn=k_nn)
-    owner, name = (GuidedMoCo, "student_maps") if what == "rematch" else (monitor, "FeatureExtractor")
+    owner, name = (GuidedMoCo, "student_maps") if what == "rematch" else (FeatureExtractor, "__call__")
     original, calls = getattr(owner, name), list[int]()
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
