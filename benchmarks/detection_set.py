@@ -11,19 +11,22 @@ from PIL import Image, ImageDraw
 from moco.keyed import keyed_generator
 
 CLASSES = ("disc", "square", "triangle", "ring")
-EDGE = 64  # pixels of an image
+EDGE = 64  # pixels of an image's long side
+SHORT = (40, 64)  # of its short one, so that batches are padded
 OBJECTS = (1, 3)  # in an image, the larger one included
 EDGES = (14, 34)  # pixels of an object
-COUNTS = {"train": 400, "val": 150}
+COUNTS = {"train": 600, "val": 200}
+LABELLED = {"train": 150, "val": 50}  # images of a class, for a classifier to begin with
 
 
-def texture(rng: np.random.Generator, edge: int) -> np.ndarray:
-    """Smooth noise of two colours under fine noise: [edge, edge, 3] float."""
+def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Smooth noise of two colours under fine noise: [height, width, 3] float."""
     coarse = rng.random((int(rng.integers(3, 9)),) * 2)
-    smooth = np.asarray(Image.fromarray((255 * coarse).astype(np.uint8)).resize((edge, edge), Image.Resampling.BICUBIC))
+    image = Image.fromarray((255 * coarse).astype(np.uint8))
+    smooth = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     one, other = rng.uniform(20, 235, (2, 3))
     share = smooth[..., None] / 255
-    noise = rng.normal(0, rng.uniform(2, 18), (edge, edge, 1))
+    noise = rng.normal(0, rng.uniform(2, 18), (height, width, 1))
     return np.clip(share * one + (1 - share) * other + noise, 0, 255)
 
 
@@ -51,14 +54,16 @@ def overlap(box: tuple[int, int, int], others: list[tuple[int, int, int]]) -> bo
 
 def picture(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, int, int]], list[int]]:
     """An image, the squares its objects fill, and their classes."""
-    pixels, boxes, labels = texture(rng, EDGE), list[tuple[int, int, int]](), list[int]()
+    short = int(rng.integers(SHORT[0], SHORT[1] + 1))
+    width, height = (EDGE, short) if rng.random() < 0.5 else (short, EDGE)
+    pixels, boxes, labels = texture(rng, width, height), list[tuple[int, int, int]](), list[int]()
     for _ in range(int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))):
         edge = int(rng.integers(*EDGES))
-        x, y = (int(v) for v in rng.integers(0, EDGE - edge, 2))
+        x, y = (int(rng.integers(0, side - edge + 1)) for side in (width, height))
         if overlap((x, y, edge), boxes):
             continue
         label = int(rng.integers(len(CLASSES)))
-        inside, own = mask(CLASSES[label], edge), texture(rng, edge)
+        inside, own = mask(CLASSES[label], edge), texture(rng, edge, edge)
         pixels[y : y + edge, x : x + edge][inside] = own[inside]
         boxes.append((x, y, edge))
         labels.append(label)
@@ -74,7 +79,7 @@ def write(folder: Path) -> None:
         for i in range(count):
             image, boxes, labels = picture(keyed_generator(0, "shapes", split, i))
             image.save(folder / f"{name}2017" / f"{i:06d}.png")
-            images.append({"id": i, "file_name": f"{i:06d}.png", "width": EDGE, "height": EDGE})
+            images.append({"id": i, "file_name": f"{i:06d}.png", "width": image.width, "height": image.height})
             for (x, y, edge), label in zip(boxes, labels, strict=True):
                 annotations.append({
                     "id": len(annotations) + 1, "image_id": i, "category_id": label + 1, "bbox": [x, y, edge, edge],
@@ -83,6 +88,20 @@ def write(folder: Path) -> None:
         categories = [{"id": label + 1, "name": each} for label, each in enumerate(CLASSES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"instances_{name}2017.json").write_text(json.dumps(content))
+
+
+def write_labelled(folder: Path) -> None:
+    """Images of one shape each, in a folder a class."""
+    for split, (name, count) in enumerate(LABELLED.items()):
+        for label, kind in enumerate(CLASSES):
+            (folder / name / kind).mkdir(parents=True)
+            for i in range(count):
+                rng = keyed_generator(0, "labelled", split, label, i)
+                edge, pixels = int(rng.integers(*EDGES)), texture(rng, EDGE, EDGE)
+                x, y = (int(v) for v in rng.integers(0, EDGE - edge + 1, 2))
+                inside = mask(kind, edge)
+                pixels[y : y + edge, x : x + edge][inside] = texture(rng, edge, edge)[inside]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name / kind / f"{i:04d}.png")
 
 
 if __name__ == "__main__":
