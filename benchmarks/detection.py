@@ -1,7 +1,7 @@
-"""Detectors on a procedural set: alone, guided by MGD, and begun from other networks' backbones; docs/detection.md.
+"""Detectors on a procedural set: alone, guided by MGD, and begun from other weights than random; docs/detection.md.
 
-`python -m benchmarks.detection FOLDER [ARM ...]` trains what is missing of these arms and prints the table of what is
-there. The set: benchmarks/detection_set.py.
+`python -m benchmarks.detection FOLDER [ARM ...]` trains what is missing of these and prints the table of
+what is there. The set: benchmarks/detection_set.py.
 """
 
 import statistics
@@ -9,25 +9,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection_set import EDGE, write, write_labelled
-from mgd_ssl import classify, pretrain
+from benchmarks.detection_set import EDGE, write, write_objects
+from mgd_ssl import pretrain
 from mgd_ssl.files import read_json
+from mgd_ssl.tasks.classify import classify
 from mgd_ssl.tasks.detection.detect import detect
 
 SEEDS = (0, 1, 2)
-STEPS, TEACHER_STEPS = 600, 1500
+STEPS, TEACHERS_STEPS = 400, 1000
 STUDENT, TEACHER = "thin_resnet10", "thin_resnet14"
-RUNTIME = {"device": "cpu", "threads": 1, "log_every": 50}
-ARMS = {  # and what each is in the table
+ARMS = {  # and what the table calls them
     "alone": "alone",
     "mgd": "guided, padding counted",
-    "mgd_mask": "guided, padding masked",
-    "backbone": "from the self-supervised backbone",
+    "mgd_masked": "guided, padding masked",
+    "self_supervised": "from the self-supervised backbone",
     "supervised": "from the supervised backbone",
 }
+PADDING = {"mgd": "include", "mgd_masked": "mask"}
+MGD_WEIGHT = 1e-6
+RUNTIME = {"device": "cpu", "threads": 1, "log_every": 50}
 
 
-def settings(folder: Path, name: str, steps: int, **more: Any) -> dict[str, Any]:
+def settings(folder: Path, name: str, steps: int = STEPS, **more: Any) -> dict[str, Any]:
     """What all detectors of the study have in common: everything is trained, from 8 images a step."""
     data = {"root": folder / "set", "train_sides": (EDGE,), "val_side": EDGE, "longest_side": EDGE, "workers": 0}
     return {
@@ -43,41 +46,40 @@ def settings(folder: Path, name: str, steps: int, **more: Any) -> dict[str, Any]
 def train(folder: Path, arm: str, seed: int) -> None:
     """One detector of an arm."""
     how: dict[str, Any] = {"student": STUDENT, "seed": seed}
-    if arm.startswith("mgd"):
-        padding = "mask" if arm == "mgd_mask" else "include"
-        mgd = {"weight": 1e-6, "matching_images": 200, "padding": padding}
+    if arm in PADDING:
+        mgd = {"weight": MGD_WEIGHT, "matching_images": 200, "padding": PADDING[arm]}
         how |= {"teacher": folder / "teacher", "mgd": mgd}
-    if arm in ("backbone", "supervised"):
-        how |= {"student": None, "backbone": folder / f"begin_{arm}"}
-    detect(**settings(folder, f"{arm}_{seed}", STEPS, **how))
+    if arm.endswith("supervised"):
+        how |= {"student": None, "backbone": folder / f"{arm}_backbone"}
+    detect(**settings(folder, f"{arm}_{seed}", **how))
 
 
-def prepare(folder: Path, arms: list[str]) -> None:
-    """What the arms begin with: the images, the teacher, and backbones."""
+def begin(folder: Path, arms: list[str]) -> None:
+    """The set, and what some arms begin with or are taught by."""
     if not (folder / "set").exists():
         write(folder / "set")
-    if any(arm.startswith("mgd") for arm in arms):
-        detect(**settings(folder, "teacher", TEACHER_STEPS, student=TEACHER))
-    if "backbone" in arms:
+        write_objects(folder / "objects", 100)
+    if PADDING.keys() & set(arms):
+        detect(**settings(folder, "teacher", TEACHERS_STEPS, student=TEACHER))
+    if "self_supervised" in arms:
         pretrain(
-            out=folder / "begin_backbone", student=STUDENT, runtime=RUNTIME, moco={"queue_size": 256, "dim": 64},
-            data={"train": folder / "set" / "train2017", "image_size": EDGE, "workers": 0},
-            optim={"epochs": 30, "batch_size": 32, "lr": 0.06},
+            out=folder / "self_supervised_backbone", student=STUDENT, runtime=RUNTIME,
+            moco={"queue_size": 256, "dim": 64, "momentum": 0.99},
+            data={"train": folder / "set" / "train2017", "image_size": EDGE, "blur_sigma": (0.03, 0.6), "workers": 0},
+            optim={"epochs": 40, "batch_size": 32, "lr": 0.06, "warmup_epochs": 2},
         )  # fmt: skip
     if "supervised" in arms:
-        labelled = folder / "labelled"
-        if not labelled.exists():
-            write_labelled(labelled)
+        objects = folder / "objects"
         classify(
-            out=folder / "begin_supervised", student=STUDENT, runtime=RUNTIME,
-            data={"train": labelled / "train", "val": labelled / "val", "image_size": 48, "workers": 0},
-            optim={"epochs": 20, "batch_size": 32, "lr": 0.05},
+            out=folder / "supervised_backbone", student=STUDENT, runtime=RUNTIME,
+            data={"train": objects / "train", "val": objects / "val", "image_size": EDGE, "workers": 0},
+            optim={"epochs": 20, "batch_size": 32, "lr": 0.05, "lr_schedule": "cosine", "warmup_epochs": 1},
         )  # fmt: skip
 
 
 def main(folder: Path, arms: list[str]) -> None:
     """Train and print."""
-    prepare(folder, arms)
+    begin(folder, arms)
     for seed in SEEDS:
         for arm in arms:
             train(folder, arm, seed)
@@ -85,25 +87,24 @@ def main(folder: Path, arms: list[str]) -> None:
 
 
 def table(folder: Path) -> None:
-    """Mean and standard deviation over the seeds that are there."""
-    print("| run | AP | AP50 | AP75 | difference to alone, AP | seeds |\n|---|---|---|---|---|---|")
-    alone = numbers(folder, "alone")
-    for name, told in {"teacher": "the teacher", **ARMS}.items():
-        found = numbers(folder, name)
+    """Mean and standard deviation over the seeds that are there, and what each seed gained."""
+    print("| run | AP | AP50 | AP75 | AP less that alone, seed by seed | seeds |\n|---|---|---|---|---|---|")
+    alone = numbers(folder, "alone_{}")
+    for arm, told in {"teacher": "the teacher", **ARMS}.items():
+        found = numbers(folder, "teacher" if arm == "teacher" else arm + "_{}")
         if not found:
             continue
         cells = [shown([each[number] for each in found.values()]) for number in ("AP", "AP50", "AP75")]
-        pairs = [] if name in ("teacher", "alone") else sorted(found.keys() & alone.keys())
+        pairs = [] if arm in ("teacher", "alone") else sorted(found.keys() & alone.keys())
         gains = [found[seed]["AP"] - alone[seed]["AP"] for seed in pairs]
-        print(f"| {told} | {' | '.join(cells)} | {shown(gains, '+')} | {len(found)} |")
+        count = 1 if arm == "teacher" else len(found)
+        print(f"| {told} | {' | '.join(cells)} | {shown(gains, '+')} | {count} |")
 
 
-def numbers(folder: Path, arm: str) -> dict[str, dict[str, float]]:
-    """COCO's numbers of the finished runs of an arm, by seed; the teacher has one run."""
-    runs = {seed: folder / f"{arm}_{seed}" / "result.json" for seed in map(str, SEEDS)} | {
-        "": folder / arm / "result.json"
-    }
-    return {seed: read_json(path)["average_precision"] for seed, path in runs.items() if path.exists()}
+def numbers(folder: Path, name: str) -> dict[int, dict[str, float]]:
+    """COCO's numbers of the finished runs that are called so, by seed."""
+    files = {seed: folder / name.format(seed) / "result.json" for seed in (SEEDS if "{" in name else SEEDS[:1])}
+    return {seed: read_json(file)["average_precision"] for seed, file in files.items() if file.exists()}
 
 
 def shown(values: list[float], sign: str = "") -> str:

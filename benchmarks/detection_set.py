@@ -11,22 +11,20 @@ from PIL import Image, ImageDraw
 from moco.keyed import keyed_generator
 
 CLASSES = ("disc", "square", "triangle", "ring")
-EDGE = 64  # pixels of an image's long side
-SHORT = (40, 64)  # of its short one, so that batches are padded
+EDGE = 64  # pixels of an image's longer side
+SHAPES = ((EDGE, EDGE), (EDGE, 48), (48, EDGE))  # width and height: in a batch some are padded
 OBJECTS = (1, 3)  # in an image, the larger one included
 EDGES = (14, 34)  # pixels of an object
-COUNTS = {"train": 600, "val": 200}
-LABELLED = {"train": 150, "val": 50}  # images of a class, for a classifier to begin with
+COUNTS = {"train": 600, "val": 300}
 
 
-def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Smooth noise of two colours under fine noise: [height, width, 3] float."""
+def texture(rng: np.random.Generator, edge: int) -> np.ndarray:
+    """Smooth noise of two colours under fine noise: [edge, edge, 3] float."""
     coarse = rng.random((int(rng.integers(3, 9)),) * 2)
-    image = Image.fromarray((255 * coarse).astype(np.uint8))
-    smooth = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    smooth = np.asarray(Image.fromarray((255 * coarse).astype(np.uint8)).resize((edge, edge), Image.Resampling.BICUBIC))
     one, other = rng.uniform(20, 235, (2, 3))
     share = smooth[..., None] / 255
-    noise = rng.normal(0, rng.uniform(2, 18), (height, width, 1))
+    noise = rng.normal(0, rng.uniform(2, 18), (edge, edge, 1))
     return np.clip(share * one + (1 - share) * other + noise, 0, 255)
 
 
@@ -54,16 +52,15 @@ def overlap(box: tuple[int, int, int], others: list[tuple[int, int, int]]) -> bo
 
 def picture(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, int, int]], list[int]]:
     """An image, the squares its objects fill, and their classes."""
-    short = int(rng.integers(SHORT[0], SHORT[1] + 1))
-    width, height = (EDGE, short) if rng.random() < 0.5 else (short, EDGE)
-    pixels, boxes, labels = texture(rng, width, height), list[tuple[int, int, int]](), list[int]()
+    width, height = SHAPES[rng.integers(len(SHAPES))]
+    pixels, boxes, labels = texture(rng, EDGE)[:height, :width], list[tuple[int, int, int]](), list[int]()
     for _ in range(int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))):
         edge = int(rng.integers(*EDGES))
-        x, y = (int(rng.integers(0, side - edge + 1)) for side in (width, height))
+        x, y = int(rng.integers(width - edge)), int(rng.integers(height - edge))
         if overlap((x, y, edge), boxes):
             continue
         label = int(rng.integers(len(CLASSES)))
-        inside, own = mask(CLASSES[label], edge), texture(rng, edge, edge)
+        inside, own = mask(CLASSES[label], edge), texture(rng, edge)
         pixels[y : y + edge, x : x + edge][inside] = own[inside]
         boxes.append((x, y, edge))
         labels.append(label)
@@ -90,18 +87,18 @@ def write(folder: Path) -> None:
         (folder / "annotations" / f"instances_{name}2017.json").write_text(json.dumps(content))
 
 
-def write_labelled(folder: Path) -> None:
-    """Images of one shape each, in a folder a class."""
-    for split, (name, count) in enumerate(LABELLED.items()):
-        for label, kind in enumerate(CLASSES):
-            (folder / name / kind).mkdir(parents=True)
+def write_objects(folder: Path, count: int) -> None:
+    """The same shapes as a labelled set, one an image and most of it: `train/CLASS/*.png` and `val/CLASS/*.png`."""
+    for split, name in enumerate(COUNTS):
+        for label, each in enumerate(CLASSES):
+            (folder / name / each).mkdir(parents=True)
             for i in range(count):
-                rng = keyed_generator(0, "labelled", split, label, i)
-                edge, pixels = int(rng.integers(*EDGES)), texture(rng, EDGE, EDGE)
+                rng = keyed_generator(0, "objects", split, label, i)
+                edge, own = int(rng.integers(EDGES[0], EDGE)), texture(rng, EDGE)
+                pixels, inside = texture(rng, EDGE), mask(each, edge)
                 x, y = (int(v) for v in rng.integers(0, EDGE - edge + 1, 2))
-                inside = mask(kind, edge)
-                pixels[y : y + edge, x : x + edge][inside] = texture(rng, edge, edge)[inside]
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / name / kind / f"{i:04d}.png")
+                pixels[y : y + edge, x : x + edge][inside] = own[:edge, :edge][inside]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name / each / f"{i:04d}.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Short detections with settings that are nobody's default, and what was seen of them."""
+
+import copy
+import json
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgd_ssl.errors import Interrupted
+from mgd_ssl.mgd.mgd import MGD, Target
+from mgd_ssl.networks.backbones import build_backbone
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.checkpoint import Checkpoints
+from mgd_ssl.tasks.detection.detect import detect
+from mgd_ssl.tasks.detection.detection import Detection
+from mgd_ssl.tasks.detection.samples import DetectionBatch
+from mgd_ssl.training.task import StepOutput
+from mgd_ssl.training.update import Update
+from tests.tasks.detection.shapes import write_shapes
+
+RATES = ("lr", "momentum", "nesterov", "weight_decay")
+
+
+@dataclass
+class Seen:
+    """What was seen of a run."""
+
+    out: Path
+    task: Detection | None = None
+    batches: list[DetectionBatch] = field(default_factory=list)
+    outputs: list[StepOutput] = field(default_factory=list)
+    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # of the optimiser, after every update
+    begun_with: dict[str, Tensor] = field(default_factory=dict)  # the detector before its first update
+    reduced: list[tuple[list[Tensor], list[Tensor], list[Target]]] = field(default_factory=list)
+    distilled: list[tuple[list[Tensor], list[Target], float]] = field(default_factory=list)
+    teacher_maps: list[list[Tensor]] = field(default_factory=list)  # while matching before the first step
+    saved: list[int] = field(default_factory=list)
+    compiled: list[nn.Module] = field(default_factory=list)
+    threads: int = 0
+    children: int = 0
+    dtype: torch.dtype | None = None
+    layouts: list[bool] = field(default_factory=list)  # whether images and weights are channels_last
+
+    @property
+    def first(self) -> Detection:
+        assert self.task is not None
+        return self.task
+
+    @property
+    def body(self) -> nn.Module:
+        return self.first.module.student.body
+
+    @property
+    def mgd(self) -> MGD:
+        assert self.first.mgd is not None
+        return self.first.mgd
+
+
+@contextmanager
+def watching(seen: Seen, steps: int | None = None) -> Iterator[None]:
+    """Note what happens in the runs within, and interrupt them before the update after so many."""
+    ask, update, save = Detection.inputs, Update.__call__, Checkpoints.save
+    reduce, loss, teach, fold = MGD.reduce, MGD.loss, Teacher.forward, Teacher.fold
+
+    def asking(self: Detection, batch: DetectionBatch, step: int) -> tuple[Any, ...]:
+        if seen.task is None:
+            seen.task = self
+            self.module.student.body.get_submodule("conv1").register_forward_hook(note)
+        seen.threads, seen.children = torch.get_num_threads(), len(multiprocessing.active_children())
+        seen.batches.append(copy.deepcopy(batch))
+        return ask(self, batch, step)
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.dtype, weight = output.dtype, module.get_parameter("weight")
+        seen.layouts = [value.is_contiguous(memory_format=torch.channels_last) for value in (inputs[0], weight)]
+
+    def updating(self: Update, inputs: tuple[Any, ...], step: int) -> StepOutput:
+        if not seen.begun_with:
+            state = seen.first.module.student.network.state_dict()
+            seen.begun_with = {name: value.clone() for name, value in state.items()}
+        if step == steps:
+            raise Interrupted("stopped", 15)
+        output = update(self, inputs, step)
+        seen.outputs.append(output)
+        seen.groups.append([{key: group[key] for key in RATES} for group in self.optimizer.param_groups])
+        return output
+
+    def reducing(self: MGD, maps: list[Tensor], *generator: Any) -> list[Target]:
+        targets = reduce(self, maps, *generator)
+        seen.reduced.append((maps, [assignment.clone() for assignment in self.assignments], targets))
+        return targets
+
+    def distilling(self: MGD, maps: list[Tensor], targets: list[Target]) -> Tensor:
+        value = loss(self, maps, targets)
+        seen.distilled.append(([each.detach() for each in maps], targets, value.item()))
+        return value
+
+    def teaching(self: Teacher, images: Tensor) -> list[Tensor]:
+        maps = teach(self, images)
+        if seen.task is None:
+            seen.teacher_maps.append(maps)
+        return maps
+
+    def folding(self: Teacher) -> None:
+        fold(self)
+        seen.teacher_maps.clear()  # of the images it was tried on
+
+    def saving(self: Checkpoints, number: int, state: dict[str, Any]) -> Path:
+        seen.saved.append(number)
+        return save(self, number, state)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for owner, name, spy in (
+            (Detection, "inputs", asking), (Update, "__call__", updating), (MGD, "reduce", reducing),
+            (MGD, "loss", distilling), (Teacher, "forward", teaching), (Teacher, "fold", folding),
+            (Checkpoints, "save", saving),
+            (nn.Module, "compile", lambda self, *_, **__: seen.compiled.append(self)),
+            (MGD, "compile", lambda self, *_, **__: seen.compiled.append(self)),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, spy)
+        yield
+
+
+class Runs:
+    """Runs that are made once and shared by the cases."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root, self.damaged = folder, folder / "coco", folder / "damaged"
+        write_shapes(self.root, "train", 14, seed=0)
+        write_shapes(self.root, "val", 3, seed=1)
+        write_shapes(self.damaged, "train", 25, seed=2)
+        write_shapes(self.damaged, "val", 2, seed=3)
+        (self.damaged / "train2017" / f"{7:012d}.jpg").write_bytes(b"no image")
+        self.backbone = folder / "backbone.pt"
+        network = build_backbone("thin_resnet10")
+        generator = torch.Generator().manual_seed(5)
+        for name, value in network.state_dict().items():
+            if name.endswith("running_mean"):
+                value.uniform_(-0.1, 0.1, generator=generator)
+        torch.save(network.state_dict(), self.backbone)
+        trained = {"norm": "batch", "frozen_stages": 0, "pyramid_channels": 16}
+        self.teacher = folder / "teacher"
+        detect(**self.plainly("teacher", student="thin_resnet14", network=trained, optim={"steps": 2, "batch_size": 4}))
+        self.known: dict[str, Seen] = {}
+
+    def plainly(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Settings of a run of seconds; what is not given is as it is by default."""
+        return {
+            "out": self.folder / name,
+            "student": "thin_resnet10",
+            "data": {"root": self.root, "train_sides": (48, 64), "val_side": 48, "longest_side": 96, "workers": 0},
+            "network": {"pyramid_channels": 16},
+            "optim": {"steps": 4, "batch_size": 4},
+            "runtime": {"threads": 1, "device": "cpu"},
+            **changes,
+        }
+
+    def settings(self, name: str) -> dict[str, Any]:
+        damaged = self.damaged
+        named: dict[str, dict[str, Any]] = {"plain": {"teacher": self.teacher}}
+        named["odd"] = {
+            "student": None, "backbone": self.backbone, "teacher": self.teacher, "seed": 11, "evaluate_every": 4,
+            "teacher_mean": (0.2, 0.3, 0.4), "teacher_std": (0.5, 0.6, 0.7),
+            "data": {
+                "train_images": damaged / "train2017", "val_images": damaged / "val2017",
+                "train_annotations": damaged / "annotations" / "instances_train2017.json",
+                "val_annotations": damaged / "annotations" / "instances_val2017.json",
+                "train_sides": (40, 56), "val_side": 40, "longest_side": 60, "workers": 0, "max_unreadable": 0.05,
+                "background": "#102030", "max_pixels": 12345,
+            },
+            "network": {
+                "norm": "batch", "group_norm_last_blocks": True, "frozen_stages": 2, "pyramid_channels": 24,
+                "norm_heads": True, "loss_normaliser": "image",
+            },
+            "mgd": {
+                "weight": 1e-7, "stage_weights": (1.0, 0.0, 3.0, 7.0), "reducer": "max", "margin": "measured",
+                "padding": "mask", "matching_images": 7, "matching_at": (0.5,),
+            },
+            "optim": {
+                "steps": 6, "batch_size": 5, "lr": 0.002, "momentum": 0.5, "nesterov": False, "weight_decay": 0.25,
+                "milestones": (0.5, 0.8), "warmup": 0.34,
+            },
+            "checkpoint": {"every_steps": 4, "keep": 2},
+            "runtime": {"threads": 2, "device": "cpu", "log_every": 4},
+        }  # fmt: skip
+        named["other"] = {
+            "teacher": self.teacher,
+            "network": {"kind": "faster_rcnn", "norm": "group", "frozen_stages": 0, "pyramid_channels": 16},
+            "mgd": {"margin": "initial", "padding": "include"},
+            "runtime": {
+                "threads": 1, "device": "cpu", "precision": "bfloat16", "channels_last": False, "compile": True,
+            },
+        }  # fmt: skip
+        return self.plainly(name, **named[name])
+
+    def __call__(self, name: str) -> Seen:
+        if name not in self.known:
+            seen = self.known[name] = Seen(self.folder / name)
+            with watching(seen):
+                detect(**self.settings(name))
+        return self.known[name]
+
+    def begun(self, name: str, **changes: Any) -> Seen:
+        """A run that is interrupted before its first update."""
+        seen = Seen(self.folder / name)
+        with watching(seen, steps=0), pytest.raises(Interrupted):
+            detect(**self.plainly(name, **changes))
+        return seen
+
+    def detector_of(self, seen: Seen) -> dict[str, Tensor]:
+        """What a finished run left."""
+        state: dict[str, Tensor] = torch.load(seen.out / "encoder.pt", weights_only=True)
+        return state
+
+    def config_of(self, seen: Seen) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((seen.out / "config.json").read_text())
+        return config
