@@ -91,8 +91,7 @@ def valid_of_matching(run: Runs, name: str) -> list[np.ndarray]:
 
 @case
 def data_workers(run: Runs) -> None:
-    data = {**run.plainly("workers")["data"], "workers": 2}
-    assert (run.begun("workers", data=data).children, run("plain").children) == (2, 0)
+    assert (run.two_of_each().children, run("plain").children) == (2, 0)
 
 
 @case

@@ -272,7 +272,7 @@ def runtime_compile(run: Runs) -> None:
 
 @case
 def runtime_threads(run: Runs) -> None:
-    assert (run("odd").threads, run("plain").threads) == (2, 1)
+    assert (run.two_of_each().threads, run("plain").threads) == (2, 1)
 
 
 @case

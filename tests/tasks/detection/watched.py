@@ -1,7 +1,6 @@
 """Short detections with settings that are nobody's default, and what was seen of them."""
 
 import copy
-import json
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,7 +187,7 @@ class Runs:
                 "milestones": (0.5, 0.8), "warmup": 0.34,
             },
             "checkpoint": {"every_steps": 4, "keep": 2},
-            "runtime": {"threads": 2, "device": "cpu", "log_every": 4},
+            "runtime": {"threads": 1, "device": "cpu", "log_every": 4},
         }  # fmt: skip
         named["other"] = {
             "teacher": self.teacher,
@@ -214,11 +213,14 @@ class Runs:
             detect(**self.plainly(name, **changes))
         return seen
 
+    def two_of_each(self) -> Seen:
+        """A run that is interrupted before its first update, with two data processes and two threads."""
+        if "two" not in self.known:
+            data = {**self.plainly("two")["data"], "workers": 2}
+            self.known["two"] = self.begun("two", data=data, runtime={"threads": 2, "device": "cpu"})
+        return self.known["two"]
+
     def detector_of(self, seen: Seen) -> dict[str, Tensor]:
         """What a finished run left."""
         state: dict[str, Tensor] = torch.load(seen.out / "encoder.pt", weights_only=True)
         return state
-
-    def config_of(self, seen: Seen) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((seen.out / "config.json").read_text())
-        return config
