@@ -11,10 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.ranks import all_checks, on_ranks
-from tests.runs import (
-    trained_teacher,
-)
+from tests.runs import trained_teacher
 
 # a shell starts jobs in the background with SIGINT ignored and nohup with SIGHUP; these tests would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,11 +78,3 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
     return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> dict[int, list[Any]]:
-    """What one process and what two found."""
-    base = tmp_path_factory.mktemp("ranks")
-    args = all_checks, image_folder, teacher_file, base
-    return {count: on_ranks(count, base / str(count), *args) for count in (1, 2)}

@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from mgd_ssl import MatchingStatistics
-from tests.rank_work import join_and_exchange
+from tests.rank_work import all_checks, join_and_exchange
 from tests.ranks import on_ranks
-from tests.runs import (
-    differing,
-)
+from tests.runs import differing
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, teacher_file: Path) -> dict[int, list[Any]]:
+    """What one process and what two found."""
+    base = tmp_path_factory.mktemp("ranks")
+    args = all_checks, image_folder, teacher_file, base
+    return {count: on_ranks(count, base / str(count), *args) for count in (1, 2)}
 
 
 def test_gathered_batch_is_in_the_order_of_the_ranks(found: dict[int, list[Any]]) -> None:

@@ -14,15 +14,10 @@ from launchers.launch import main
 from launchers.records import Records
 from mgd_ssl.errors import UserError
 from tests.launchers.conftest import Cluster, Job, Launch, slurm
-from tests.runs import DEADLINE, assert_same_end, checkpoint, flags, rows, steps_saved, tiny, trained_teacher, wait_for
+from tests.runs import DEADLINE, assert_same_end, checkpoint, flags, rows, steps_saved, tiny, wait_for
 
 pytestmark = pytest.mark.usefixtures("cluster")
 LONG: dict[str, Any] = {"optim": {"epochs": 6}}  # 18 steps
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
 
 
 @pytest.fixture(scope="module")

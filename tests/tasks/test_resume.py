@@ -27,17 +27,11 @@ from tests.runs import (
     steps_saved,
     stop_after,
     tiny,
-    trained_teacher,
     wait_for,
 )
 from tests.terminal import ENV, Terminal
 
 Reference = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
 
 
 @pytest.fixture(scope="module")

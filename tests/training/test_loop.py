@@ -29,12 +29,7 @@ from mgd_ssl.tasks.moco import GuidedMoCo
 from mgd_ssl.training.loop import Pace, Record
 from mgd_ssl.training.update import Update
 from moco import MoCo
-from tests.runs import flags, rows, stepper_for, steps_saved, tiny, trained_teacher
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
+from tests.runs import flags, rows, stepper_for, steps_saved, tiny
 
 
 def plain(moco: MoCo) -> GuidedMoCo:
