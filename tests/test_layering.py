@@ -77,8 +77,7 @@ def test_files_and_functions_can_be_read_at_once(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=relative)
 def test_tests_can_be_read_at_once(path: Path) -> None:
-    data = path.name == "faults.py"  # a table, one fault a line
-    assert data or path.read_text().count("\n") <= 300
+    assert path.read_text().count("\n") <= 300
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
