@@ -12,7 +12,8 @@ from mgd_ssl.errors import TrainingError
 from mgd_ssl.tasks.detection.detect import detect
 from tests.runs import rows
 from tests.tasks.detection.cases import case
-from tests.tasks.detection.watched import Runs, Seen
+from tests.tasks.detection.watched import Runs
+from tests.tasks.watched import Seen
 
 CONSTANT_MARGIN = -math.sqrt(2 / math.pi)  # of a BatchNorm of weight 1 and bias 0
 
@@ -22,7 +23,7 @@ CONSTANT_MARGIN = -math.sqrt(2 / math.pi)  # of a BatchNorm of weight 1 and bias
 
 @case
 def data_root(run: Runs) -> None:
-    train, val = run("plain").first.parts
+    train, val = run("plain").task.parts
     assert (train.images.root, val.images.root) == (run.root / "train2017", run.root / "val2017")
     assert train.path == run.root / "annotations" / "instances_train2017.json"
     assert val.path == run.root / "annotations" / "instances_val2017.json"
@@ -30,24 +31,24 @@ def data_root(run: Runs) -> None:
 
 @case
 def data_train_images(run: Runs) -> None:
-    assert run("odd").first.parts.train.images.root == run.damaged / "train2017"
+    assert run("odd").task.parts.train.images.root == run.damaged / "train2017"
 
 
 @case
 def data_train_annotations(run: Runs) -> None:
-    assert run("odd").first.parts.train.path == run.damaged / "annotations" / "instances_train2017.json"
-    assert len(run("odd").first.parts.train.ids) == 25
+    assert run("odd").task.parts.train.path == run.damaged / "annotations" / "instances_train2017.json"
+    assert len(run("odd").task.parts.train.ids) == 25
 
 
 @case
 def data_val_images(run: Runs) -> None:
-    assert run("odd").first.parts.val.images.root == run.damaged / "val2017"
+    assert run("odd").task.parts.val.images.root == run.damaged / "val2017"
 
 
 @case
 def data_val_annotations(run: Runs) -> None:
-    assert run("odd").first.parts.val.path == run.damaged / "annotations" / "instances_val2017.json"
-    assert len(run("odd").first.parts.val.ids) == 2
+    assert run("odd").task.parts.val.path == run.damaged / "annotations" / "instances_val2017.json"
+    assert len(run("odd").task.parts.val.ids) == 2
 
 
 def sizes_seen(seen: Seen) -> set[tuple[int, ...]]:
@@ -96,7 +97,7 @@ def data_workers(run: Runs) -> None:
 
 @case
 def data_max_unreadable(run: Runs) -> None:
-    assert run("odd").first.session.step == 6  # with one unreadable image of 25
+    assert run("odd").task.session.step == 6  # with one unreadable image of 25
     skipped = (run("odd").out / "skipped_train.jsonl").read_text()
     assert "000000000007.jpg" in skipped
     data = {**run.settings("odd")["data"], "max_unreadable": 0.01}
@@ -107,16 +108,16 @@ def data_max_unreadable(run: Runs) -> None:
 
 @case
 def data_background(run: Runs) -> None:
-    for part in run("odd").first.parts:
+    for part in run("odd").task.parts:
         assert part.images.decoding.background == "#102030"
-    assert run("plain").first.parts.train.images.decoding.background == "white"
+    assert run("plain").task.parts.train.images.decoding.background == "white"
 
 
 @case
 def data_max_pixels(run: Runs) -> None:
-    for part in run("odd").first.parts:
+    for part in run("odd").task.parts:
         assert part.images.decoding.max_pixels == 12345
-    assert run("plain").first.parts.train.images.decoding.max_pixels == 100_000_000
+    assert run("plain").task.parts.train.images.decoding.max_pixels == 100_000_000
 
 
 # distillation
@@ -146,7 +147,9 @@ def mgd_stage_weights(run: Runs) -> None:
                 counts &= target.valid
             expected += weight * float(((values - clipped) ** 2)[counts].sum())
         assert found == pytest.approx(expected / len(maps[0]), rel=1e-3)
-    channels = [run("odd").body.get_submodule(f"layer{stage}.0.conv2").out_channels for stage in (1, 3, 4)]
+    channels = [
+        run("odd").task.module.student.body.get_submodule(f"layer{stage}.0.conv2").out_channels for stage in (1, 3, 4)
+    ]
     assert [map_.shape[1] for map_ in run("odd").distilled[0][0]] == channels
 
 
@@ -230,7 +233,7 @@ def mgd_matching_at(run: Runs) -> None:
 def optim_steps(run: Runs) -> None:
     assert (len(run("odd").outputs), len(run("plain").outputs)) == (6, 4)
     how = run.plainly("unsaid", optim={"batch_size": 4})
-    assert run.begun("unsaid", optim=how["optim"]).first.total_steps == round(90_000 * 16 / 117_266 * 14 / 4)
+    assert run.begun("unsaid", optim=how["optim"]).task.total_steps == round(90_000 * 16 / 117_266 * 14 / 4)
 
 
 @case

@@ -21,9 +21,10 @@ from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detect import detect
 from mgd_ssl.tasks.detection.weights import load_teacher
 from tests.runs import rows, steps_saved
-from tests.tasks.detection import learning_cases  # noqa: F401 (its cases come into CASES)
-from tests.tasks.detection.cases import CASES, case, leaves
-from tests.tasks.detection.watched import Runs, Seen
+from tests.tasks.detection import learning_cases  # noqa: F401 (its cases come into case)
+from tests.tasks.detection.cases import case
+from tests.tasks.detection.watched import Runs
+from tests.tasks.watched import Seen
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +87,15 @@ PIXELS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 @case
 def teacher(run: Runs) -> None:
-    network = run("plain").first.teacher
-    assert network is not None and run.begun("untaught").first.teacher is None
+    network = run("plain").task.teacher
+    assert network is not None and run.begun("untaught").task.teacher is None
     images = normalised(PIXELS, MEAN, DEVIATION)
     torch.testing.assert_close(network(images)[3].relu(), teachers_layer4(run, images), rtol=1e-3, atol=1e-4)
 
 
 @case
 def teacher_mean(run: Runs) -> None:
-    network = run("odd").first.teacher
+    network = run("odd").task.teacher
     assert network is not None
     found = network(normalised(PIXELS, MEAN, DEVIATION))[-1].relu()
     expected = teachers_layer4(run, normalised(PIXELS, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)))
@@ -106,7 +107,7 @@ def teacher_mean(run: Runs) -> None:
 @case
 def teacher_std(run: Runs) -> None:
     config = DetectConfig(**run.plainly("x", teacher=run.teacher, teacher_mean=MEAN, teacher_std=(0.5, 0.6, 0.7)))
-    network = load_teacher(config, run("plain").first.parts.train.categories)
+    network = load_teacher(config, run("plain").task.parts.train.categories)
     assert network is not None
     expected = teachers_layer4(run, normalised(PIXELS, MEAN, (0.5, 0.6, 0.7)))
     found = network(normalised(PIXELS, MEAN, DEVIATION))[3].relu()
@@ -153,14 +154,18 @@ def evaluate_every(run: Runs) -> None:
 
 @case
 def network_kind(run: Runs) -> None:
-    assert isinstance(run("other").first.module.student.network, FasterRCNN)
-    assert isinstance(run("plain").first.module.student.network, RetinaNet)
+    assert isinstance(run("other").task.module.student.network, FasterRCNN)
+    assert isinstance(run("plain").task.module.student.network, RetinaNet)
     assert {"objectness", "box_reg"} < run("other").outputs[0].losses.keys()
 
 
 def norms_of(seen: Seen) -> dict[str, type]:
     kinds = (nn.BatchNorm2d, nn.GroupNorm, FrozenBatchNorm2d)
-    return {name: type(module) for name, module in seen.body.named_modules() if isinstance(module, kinds)}
+    return {
+        name: type(module)
+        for name, module in seen.task.module.student.body.named_modules()
+        if isinstance(module, kinds)
+    }
 
 
 @case
@@ -184,8 +189,12 @@ def network_group_norm_last_blocks(run: Runs) -> None:
 @case
 def network_frozen_stages(run: Runs) -> None:
     for name, stages in (("odd", ("conv1", "bn1", "layer1")), ("plain", ("conv1", "bn1")), ("other", ())):
-        still = {key for key, value in run(name).body.named_parameters() if not value.requires_grad}
-        every = {key for key, _ in run(name).body.named_parameters() if key.startswith(stages)} if stages else set()
+        still = {key for key, value in run(name).task.module.student.body.named_parameters() if not value.requires_grad}
+        every = (
+            {key for key, _ in run(name).task.module.student.body.named_parameters() if key.startswith(stages)}
+            if stages
+            else set()
+        )
         assert still == every
         left, before = run.detector_of(run(name)), run(name).begun_with
         moved = {key for key, value in left.items() if not torch.equal(value, before[key])}
@@ -204,15 +213,15 @@ def network_pyramid_channels(run: Runs) -> None:
 @case
 def network_norm_heads(run: Runs) -> None:
     for name, there in (("odd", True), ("plain", False)):
-        found = [m for m in run(name).first.module.student.network.head.modules() if isinstance(m, nn.GroupNorm)]
+        found = [m for m in run(name).task.module.student.network.head.modules() if isinstance(m, nn.GroupNorm)]
         assert len(found) == (8 if there else 0)  # four convolutions in each of two heads
 
 
 @case
 def network_loss_normaliser(run: Runs) -> None:
     """The moving average of anchors that hold an object begins at 50 an image."""
-    assert run("odd").first.module.student.positives == 50
-    assert run("plain").first.module.student.positives != 50
+    assert run("odd").task.module.student.positives == 50
+    assert run("plain").task.module.student.positives != 50
 
 
 # the program
@@ -234,7 +243,7 @@ def runtime_device(run: Runs) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UserError, match="torch sees no GPU"):
             detect(**run.plainly("gpu", runtime={"device": "cuda"}))
-    assert run("plain").first.runtime.device.type == "cpu"
+    assert run("plain").task.runtime.device.type == "cpu"
 
 
 @case
@@ -264,8 +273,8 @@ def runtime_deterministic(run: Runs) -> None:
 @case
 def runtime_compile(run: Runs) -> None:
     seen = run("other")
-    assert seen.first.teacher is not None
-    wanted = [seen.body, seen.first.teacher.backbone, seen.mgd]
+    assert seen.task.teacher is not None
+    wanted = [seen.task.module.student.body, seen.task.teacher.backbone, seen.mgd]
     assert {id(module) for module in seen.compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
 
@@ -281,9 +290,9 @@ def runtime_log_every(run: Runs) -> None:
 
 
 def test_settings_and_cases_are_the_same() -> None:
-    assert sorted(CASES) == sorted(leaves(DetectConfig)), "add a case for every new setting, above"
+    assert sorted(case) == sorted(case.wanted()), "add a case for every new setting, above"
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize("key", case)
 def test_setting_reaches_what_it_sets(key: str, run: Runs) -> None:
-    CASES[key](run)
+    case[key](run)

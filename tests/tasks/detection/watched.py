@@ -1,130 +1,18 @@
-"""Short detections with settings that are nobody's default, and what was seen of them."""
+"""Short detections with settings that are nobody's default."""
 
-import copy
-import multiprocessing
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgd_ssl.errors import Interrupted
-from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.tasks.detection.detect import detect
 from mgd_ssl.tasks.detection.detection import Detection
-from mgd_ssl.tasks.detection.samples import DetectionBatch
-from mgd_ssl.training.task import StepOutput
-from mgd_ssl.training.update import Update
 from tests.tasks.detection.shapes import write_shapes
-
-RATES = ("lr", "momentum", "nesterov", "weight_decay")
-
-
-@dataclass
-class Seen:
-    """What was seen of a run."""
-
-    out: Path
-    task: Detection | None = None
-    batches: list[DetectionBatch] = field(default_factory=list)
-    outputs: list[StepOutput] = field(default_factory=list)
-    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # of the optimiser, after every update
-    begun_with: dict[str, Tensor] = field(default_factory=dict)  # the detector before its first update
-    reduced: list[tuple[list[Tensor], list[Tensor], list[Target]]] = field(default_factory=list)
-    distilled: list[tuple[list[Tensor], list[Target], float]] = field(default_factory=list)
-    teacher_maps: list[list[Tensor]] = field(default_factory=list)  # while matching before the first step
-    saved: list[int] = field(default_factory=list)
-    compiled: list[nn.Module] = field(default_factory=list)
-    threads: int = 0
-    children: int = 0
-    dtype: torch.dtype | None = None
-    layouts: list[bool] = field(default_factory=list)  # whether images and weights are channels_last
-
-    @property
-    def first(self) -> Detection:
-        assert self.task is not None
-        return self.task
-
-    @property
-    def body(self) -> nn.Module:
-        return self.first.module.student.body
-
-    @property
-    def mgd(self) -> MGD:
-        assert self.first.mgd is not None
-        return self.first.mgd
-
-
-@contextmanager
-def watching(seen: Seen, steps: int | None = None) -> Iterator[None]:
-    """Note what happens in the runs within, and interrupt them before the update after so many."""
-    ask, update, save = Detection.inputs, Update.__call__, Checkpoints.save
-    reduce, loss, teach, fold = MGD.reduce, MGD.loss, Teacher.forward, Teacher.fold
-
-    def asking(self: Detection, batch: DetectionBatch, step: int) -> tuple[Any, ...]:
-        if seen.task is None:
-            seen.task = self
-            self.module.student.body.get_submodule("conv1").register_forward_hook(note)
-        seen.threads, seen.children = torch.get_num_threads(), len(multiprocessing.active_children())
-        seen.batches.append(copy.deepcopy(batch))
-        return ask(self, batch, step)
-
-    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        seen.dtype, weight = output.dtype, module.get_parameter("weight")
-        seen.layouts = [value.is_contiguous(memory_format=torch.channels_last) for value in (inputs[0], weight)]
-
-    def updating(self: Update, inputs: tuple[Any, ...], step: int) -> StepOutput:
-        if not seen.begun_with:
-            state = seen.first.module.student.network.state_dict()
-            seen.begun_with = {name: value.clone() for name, value in state.items()}
-        if step == steps:
-            raise Interrupted("stopped", 15)
-        output = update(self, inputs, step)
-        seen.outputs.append(output)
-        seen.groups.append([{key: group[key] for key in RATES} for group in self.optimizer.param_groups])
-        return output
-
-    def reducing(self: MGD, maps: list[Tensor], *generator: Any) -> list[Target]:
-        targets = reduce(self, maps, *generator)
-        seen.reduced.append((maps, [assignment.clone() for assignment in self.assignments], targets))
-        return targets
-
-    def distilling(self: MGD, maps: list[Tensor], targets: list[Target]) -> Tensor:
-        value = loss(self, maps, targets)
-        seen.distilled.append(([each.detach() for each in maps], targets, value.item()))
-        return value
-
-    def teaching(self: Teacher, images: Tensor) -> list[Tensor]:
-        maps = teach(self, images)
-        if seen.task is None:
-            seen.teacher_maps.append(maps)
-        return maps
-
-    def folding(self: Teacher) -> None:
-        fold(self)
-        seen.teacher_maps.clear()  # of the images it was tried on
-
-    def saving(self: Checkpoints, number: int, state: dict[str, Any]) -> Path:
-        seen.saved.append(number)
-        return save(self, number, state)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for owner, name, spy in (
-            (Detection, "inputs", asking), (Update, "__call__", updating), (MGD, "reduce", reducing),
-            (MGD, "loss", distilling), (Teacher, "forward", teaching), (Teacher, "fold", folding),
-            (Checkpoints, "save", saving),
-            (nn.Module, "compile", lambda self, *_, **__: seen.compiled.append(self)),
-            (MGD, "compile", lambda self, *_, **__: seen.compiled.append(self)),
-        ):  # fmt: skip
-            monkeypatch.setattr(owner, name, spy)
-        yield
+from tests.tasks.watched import Seen, watching
 
 
 class Runs:
@@ -202,14 +90,14 @@ class Runs:
     def __call__(self, name: str) -> Seen:
         if name not in self.known:
             seen = self.known[name] = Seen(self.folder / name)
-            with watching(seen):
+            with watching(seen, Detection):
                 detect(**self.settings(name))
         return self.known[name]
 
     def begun(self, name: str, **changes: Any) -> Seen:
         """A run that is interrupted before its first update."""
         seen = Seen(self.folder / name)
-        with watching(seen, steps=0), pytest.raises(Interrupted):
+        with watching(seen, Detection, steps=0), pytest.raises(Interrupted):
             detect(**self.plainly(name, **changes))
         return seen
 
