@@ -4,11 +4,12 @@
 # make mutants wrong lines put into copies of the code: the tests must notice every one
 # make test-gpu  on a machine with a GPU: what it has to pass, in under ten minutes
 # make check  set up, then lint and type-check
+# make docs   set up, then the site, in site/: dead links are errors
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-gpu faults mutants check bench clean
+.PHONY: demo test test-gpu faults mutants check docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
@@ -30,6 +31,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.installed
 	$(BIN)/mgd-ssl bench --image-size 64 --batch-size 32
 	$(BIN)/mgd-ssl bench --image-size 224 --batch-size 8
@@ -40,9 +44,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt docs/requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache
