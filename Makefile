@@ -56,4 +56,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt docs/requirement
 	touch $@
 
 clean:
-	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache
