@@ -14,6 +14,6 @@ PAGES = {"README.md": "index.md"} | {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of the site with those of the root, links turned from there to docs/."""
     for source, page in PAGES.items():
-        text = (ROOT / source).read_text().replace("](docs/", "](")
+        text = (ROOT / source).read_text().replace("](docs/", "](").replace('src="docs/', 'src="')
         files.append(File.generated(config, page, content=text))
     return files
