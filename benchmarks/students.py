@@ -1,4 +1,4 @@
-"""The README's picture: the demo's students with and without a teacher, as docs/demo.md has them, mean over three seeds.
+"""The README's picture: the demo's students with and without a teacher, three seeds, as docs/demo.md has them.
 
 python -m benchmarks.students
 """
