@@ -45,7 +45,7 @@ def draw(path: Path) -> None:
     axes.text(teacher - 0.7, 0, f"teacher {teacher:.1f} ", va="center", ha="right", fontsize=9, color=TEACHER)
     axes.set_yticks([-place for place in range(len(ticks))], ticks, fontsize=9)
     axes.set(xlim=(0, 100), xlabel="k-NN top-1 of the small network on 16 procedural textures (%), three seeds")
-    axes.xaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
