@@ -384,7 +384,9 @@ def data_recipe(run: Runs) -> None:
     assert set(v2["grey"]) == {0, 1} and v2["sigma"].any() and np.abs(v2["hue"]).max() < 0.101
     weak = draw_view(ViewPolicy.weak(), 40, 36, ViewKey(0, 0, 0, 0))
     assert (weak.brightness, weak.contrast, weak.saturation, weak.hue, weak.grey, weak.sigma) == (1, 1, 1, 0, 0, 0)
-    assert view_policy(DataConfig(train=Path("x"), recipe="weak")) == replace(ViewPolicy.weak(), scale=(0.2, 1.0))
+    assert view_policy(DataConfig(train=Path("x"), blur_sigma=(0.1, 2.0), recipe="weak")) == replace(
+        ViewPolicy.weak(), scale=(0.2, 1.0)
+    )
 
 
 @case

@@ -15,6 +15,7 @@ from mgd_ssl.doctor.trial import Setup, largest_batch, take_steps
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.tasks.beginning import begin
+from mgd_ssl.tasks.from_data import from_data
 from mgd_ssl.tasks.moco import build_method, check_sizes
 from mgd_ssl.tasks.teachers import load_teacher
 from moco.dist import world_size
@@ -38,6 +39,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         run = config.pretraining(Path(folder) / "run")
         machine = look_at_machine(config.out, runtime)
         images = open_images(run.data.train, decoding_of(run.data))
+        run, told = from_data(run, images, runtime)
         check_sizes(run, len(images))
         seen = look_at_images(images, config.sample, run.seed)
         teacher = load_teacher(run)
@@ -55,7 +57,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         found = {"machine": machine, "images": seen, "teacher": taught, "steps": steps}
         return found | {
             "forecast": forecast(run, len(images), steps, gpu), "advice": advice(run, found),
-            "settings": run.model_dump(mode="json", exclude={"out"}),
+            "auto": told, "settings": run.model_dump(mode="json", exclude={"out"}),
         }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from mgd_ssl.automatic import filled, unfilled
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, read_json, sweep, write_whole, writing
@@ -16,6 +17,7 @@ from mgd_ssl.run.lock import JOBS, UNTRAINED, take
 from mgd_ssl.run.log_file import is_free
 from mgd_ssl.run.result import read_plain
 from mgd_ssl.run.runtime import AUTOCAST, on_rank_zero
+from mgd_ssl.settings import SettingError, flattened
 
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
 BEFORE_TRAINING = ("metrics.jsonl", "skipped_*.jsonl", "matching_costs.npz")  # said of settings that may change
@@ -84,7 +86,8 @@ Run = TypeVar("Run", bound=OfARun)
 
 
 def as_begun(config: Run) -> Run:
-    """The settings with the precision that the run in their folder began with, where they leave it open.
+    """The settings with what the run in their folder began with, where they leave it open: precision, and what was
+    left to the data.
 
     A damaged description is told of later.
     """
@@ -96,7 +99,10 @@ def as_begun(config: Run) -> Run:
             found = found.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": precision})})
         if getattr(config, "teacher_precision", "") == "auto" and of_teacher in AUTOCAST:
             found = found.model_copy(update={"teacher_precision": of_teacher})
-    except (UserError, OSError, LookupError, TypeError, AttributeError):
+        if (open_keys := unfilled(found)) and not nothing_trained(config.out):
+            values = flattened(saved)
+            found = filled(found, {key: values[key] for key in open_keys})
+    except (UserError, OSError, LookupError, TypeError, AttributeError, SettingError):
         return config
     return found
 

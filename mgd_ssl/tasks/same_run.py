@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mgd_ssl.automatic import automatic_keys
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.folder import OfARun, as_begun, check_same, damaged_description, nothing_trained, saved_description
 from mgd_ssl.run.lock import in_use
@@ -60,6 +61,7 @@ class SameRun:
         new = config.model_dump(mode="json")
         asked = new | {"student": new["student"] or saved["student"]}  # where none is given the weights tell
         left_open = [key for key in LEFT_OPEN if flattened(new).get(key) == "auto"]  # then it is as the run began
+        left_open += [key for key in automatic_keys(self.model) if flattened(new)[key] is None]
         check_same(out, differences(saved, asked, [*free_keys(self.model), *left_open]))
 
     def completed(self, saved: dict[str, Any]) -> dict[str, Any]:

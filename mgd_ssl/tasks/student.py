@@ -1,7 +1,7 @@
 """A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
@@ -18,6 +18,7 @@ from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
+from mgd_ssl.tasks.from_data import from_data
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.tasks.same_run import SameRun
@@ -64,6 +65,7 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
     out, train, decoding = config.out, config.data.train, decoding_of(config.data)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding))
+        config, told = from_data(config, images, runtime)
         check_sizes(config, len(images))
         check_terms(config)
         config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
@@ -77,21 +79,27 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
             if finished is not None:
                 return finished
             to_device(runtime, method, teacher)
-            return run(config, images, (begun, teacher), method, runtime)
+            return run(config, runtime, Parts(images, begun, teacher, method, told))
 
 
-def run(
-    config: PretrainConfig,
-    images: Images,
-    networks: tuple[BegunEncoder, Teacher | None],
-    method: GuidedMoCo,
-    runtime: Runtime,
-) -> PretrainResult:
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    images: Images
+    begun: BegunEncoder
+    teacher: Teacher | None
+    method: GuidedMoCo
+    told: str  # of settings that came from the data
+
+
+def run(config: PretrainConfig, runtime: Runtime, parts: Parts) -> PretrainResult:
     """Train from the newest whole checkpoint in the run's folder, or from the start, to the end."""
-    begun, teacher = networks
+    images, begun, teacher, method, told = parts
     total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
     with session_of(config, total_steps, runtime, PretrainResult) as session:
         logger.info("%s", summary(config, images, runtime))
+        if told:
+            logger.info("%s", told)
         if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
         tell_beginning(begun)
