@@ -172,7 +172,7 @@ class OptimConfig(Settings):
     """Passes over the training images; auto: 200, more where these are less than 2,000 steps, and on a CPU as many as
     3,000 steps make."""
     batch_size: AutoInt = Field(UNFILLED, ge=2, le=2**24)
-    """Images in a step over all processes; auto: an eighth of the images, from 16 to 256, on a CPU to 64."""
+    """Images in a step over all processes; auto: an eighth of the images, from 16 to 256, on a CPU to 32."""
     lr: AutoFloat = Field(UNFILLED, gt=0, le=1e6)
     """Peak learning rate; auto: 0.03, above a batch of 256 in proportion to it."""
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -21,7 +21,7 @@ from moco.dist import world_size
 IMAGENET_IMAGES = 1_281_167  # ILSVRC2012, training split
 SAMPLE = 200  # images whose sizes are looked at
 SIZE, STEP = 224, 32  # pixels: the published views, and what the last maps of a network are finer by
-BATCH, LEAST_BATCH, CPU_BATCH = 256, 16, 64  # published; BatchNorm wants some; a CPU is no faster with more
+BATCH, LEAST_BATCH, CPU_BATCH = 256, 16, 32  # published; BatchNorm wants some; a CPU is hardly faster with more
 EPOCHS, LEAST_STEPS, CPU_STEPS = 200, 2000, 3000
 LR, WARMUP_EPOCHS, EVALUATIONS = 0.03, 3.0, 40
 QUEUE, COMPRESS_QUEUE = 65536, 16384
