@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from mgd_ssl.automatic import UNFILLED, AutoFloat, AutoInt, AutoRange
-from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
+from mgd_ssl.settings import AUTOMATIC, FREE, MAX_SEED, Required, Settings, each_once
 from mgd_ssl.term_settings import TermsConfig, WeightSettings
 
 MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
 DEVIATION = (0.229, 0.224, 0.225)
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
-
-
 BYTES_A_PIXEL = 8  # of the deepest format: four channels of 16 bits
 SPARE_BYTES = 2**24  # of a file for its metadata
 
@@ -67,14 +69,14 @@ class DataConfig(Settings):
     train: Annotated[Path, FREE, Required("--data.train, a folder of images or tar shards")]
     """Training images: a folder, nested as you like, tar shards or a Hugging Face data set (docs/data.md); labels are
     not used."""
-    image_size: AutoInt = Field(UNFILLED, ge=16, le=MAX_SIZE)
-    """Edge of a view in pixels; auto: the images' median shorter edge to the nearest 32, at most 224."""
+    image_size: Annotated[int, AUTOMATIC] = Field(224, ge=16, le=MAX_SIZE)
+    """Edge of a view in pixels; not given: that of the images in steps of 16, from 64 to 224."""
     recipe: Literal["v2", "v1", "weak"] = "v2"
     """Augmentation of MoCo v2 or v1; weak: crop and flip alone, as SimReg and CompRess were published with."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Range of a crop's share of the image area, within 0 to 1."""
-    blur_sigma: AutoRange = UNFILLED
-    """Range of the blur in pixels of the view; auto: 0.1 to 2.0 at 224, as published, and as much of other sizes."""
+    blur_sigma: Annotated[tuple[float, float], AUTOMATIC] = (0.1, 2.0)
+    """Range of the blur in pixels of the view; not given: the published one of 224, in proportion to image_size."""
     backend: Annotated[Literal["auto", "reference", "cpu", "device"], FREE] = "auto"
     """What renders the views: PIL (slow), the data workers (cpu), or the workers and for the colours the training
     device; auto: device on a GPU, else cpu. The views are the same up to rounding."""
@@ -97,8 +99,8 @@ class DataConfig(Settings):
 
     @field_validator("blur_sigma")
     @classmethod
-    def _blur_sigma(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 <= value[0] <= value[1] <= MAX_SIGMA:
+    def _blur_sigma(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= MAX_SIGMA:
             raise ValueError(f"give a weaker and a stronger blur, from 0 up to {MAX_SIGMA} pixels, as 0.1 2.0")
         return value
 
@@ -111,10 +113,10 @@ class MoCoConfig(Settings):
     terms that want one."""
     dim: int = Field(128, ge=1, le=2**16)
     """Size of the embedding."""
-    queue_size: AutoInt = Field(UNFILLED, ge=1, le=2**26)
-    """Negative keys; a multiple of the batch size. auto: a quarter of the images, at most 65,536."""
-    momentum: AutoFloat = Field(UNFILLED, ge=0, lt=1)
-    """EMA momentum of the key encoder; auto: 0.999, and 0.99 in runs of less than 10,000 steps."""
+    queue_size: Annotated[int, AUTOMATIC] = Field(65536, ge=1, le=2**26)
+    """Negative keys; a multiple of the batch size. Not given: at most a quarter of the images."""
+    momentum: Annotated[float, AUTOMATIC] = Field(0.999, ge=0, lt=1)
+    """EMA momentum of the key encoder; not given: 0.99 in runs of less than 10,000 steps."""
     temperature: float = Field(0.2, ge=1e-4, le=1e4)
     """Softmax temperature."""
     bn_splits: int = Field(1, ge=1)
@@ -160,27 +162,26 @@ class MatchingConfig(Settings):
 class MGDConfig(MatchingConfig, WeightSettings):
     """Matching Guided Distillation; used when there is a teacher."""
 
-    weight: AutoFloat = Field(UNFILLED, ge=0, le=1e6)
-    """Factor of the distillation loss, which is summed over elements and divided by the batch; 0 leaves it out. auto:
-    1e-4 at 224 pixels, as published, and at other sizes as much more as the maps have fewer positions."""
+    weight: Annotated[float, AUTOMATIC] = Field(1e-4, ge=0, le=1e6)
+    """Factor of the distillation loss, which is summed over elements and divided by the batch; 0 leaves it out. Not
+    given: the published one of a ResNet-18 at 224 pixels, times its elements over those of this student's maps."""
 
 
 class OptimConfig(Settings):
     """SGD and its schedule."""
 
-    epochs: AutoInt = Field(UNFILLED, ge=1, le=10**6)
-    """Passes over the training images; auto: 200, more where these are less than 2,000 steps, and on a CPU as many as
-    3,000 steps make."""
-    batch_size: AutoInt = Field(UNFILLED, ge=2, le=2**24)
-    """Images in a step over all processes; auto: an eighth of the images, from 16 to 256, on a CPU to 32."""
-    lr: AutoFloat = Field(UNFILLED, gt=0, le=1e6)
-    """Peak learning rate; auto: 0.03, above a batch of 256 in proportion to it."""
+    epochs: Annotated[int, AUTOMATIC] = Field(200, ge=1, le=10**6)
+    """Passes over the training images; not given: 200 on a GPU, and on a CPU as many as take an hour or so."""
+    batch_size: Annotated[int, AUTOMATIC] = Field(256, ge=2, le=2**24)
+    """Images in a step over all processes; not given: at most a twelfth of the images."""
+    lr: float = Field(0.03, gt=0, le=1e6)
+    """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
     weight_decay: float = Field(1e-4, ge=0, le=1e6)
     """Weight decay."""
-    warmup_epochs: AutoFloat = Field(UNFILLED, ge=0, le=1e6)
-    """Length of the linear warm-up from a thousandth of the peak; auto: 3, at most a twentieth of the run."""
+    warmup_epochs: Annotated[float, AUTOMATIC] = Field(3, ge=0, le=1e6)
+    """Length of the linear warm-up from a thousandth of the peak; not given: at most a twentieth of the epochs."""
     lr_schedule: Literal["step", "epoch"] = "step"
     """Warm-up and cosine by step, or by epoch as published."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
@@ -196,8 +197,8 @@ class KNNConfig(Settings):
     """Labelled images that vote."""
     val: Path | None = None
     """Labelled images that are classified."""
-    every_epochs: AutoInt = Field(UNFILLED, ge=1)
-    """Distance between two evaluations, the first and the last state are always evaluated; auto: 40 in the run."""
+    every_epochs: int = Field(5, ge=1)
+    """Distance between two evaluations; the first and the last state are always evaluated."""
     k: int = Field(20, ge=1)
     """Neighbours."""
     temperature: float = Field(0.07, ge=1e-4, le=1e4)

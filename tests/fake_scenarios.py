@@ -38,7 +38,6 @@ from mgd_ssl.networks.frozen import FrozenBackbone
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.run.session import Session
-from mgd_ssl.tasks.from_data import Facts, resolved
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.training.meter import Meter
@@ -71,14 +70,13 @@ def networks(mode: FakeTensorMode, config: PretrainConfig, guided: bool) -> tupl
 
 
 def settings(batch_size: int = BATCH) -> PretrainConfig:
-    given = PretrainConfig(
+    return PretrainConfig(
         student="thin_resnet10",
         out=Path("none"),
         data=DataConfig(train=Path("none"), image_size=SIZE),
         moco=MoCoConfig(queue_size=64),
         optim=OptimConfig(batch_size=batch_size, epochs=1),
     )
-    return resolved(given, Facts(batch_size, SIZE, 1, 1, cpu=False))[0]
 
 
 def step(precision: str, guided: bool, ranks: int = 1) -> Scenario:

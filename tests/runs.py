@@ -45,11 +45,10 @@ def tiny(images: Path, out: Path, **changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "out": out,
         "student": "thin_resnet10",
-        "data": {"train": images / "train", "image_size": 32, "blur_sigma": (0.1, 2.0), "workers": 0},
-        "moco": {"queue_size": 64, "dim": 16, "momentum": 0.999},
-        "mgd": {"weight": 1e-4, "matching_images": 16, "matching_epochs": (1,)},
-        "optim": {"epochs": 3, "batch_size": 16, "lr": 0.03, "warmup_epochs": 1},
-        "knn": {"every_epochs": 5},
+        "data": {"train": images / "train", "image_size": 32, "workers": 0},
+        "moco": {"queue_size": 64, "dim": 16},
+        "mgd": {"matching_images": 16, "matching_epochs": (1,)},
+        "optim": {"epochs": 3, "batch_size": 16, "warmup_epochs": 1},
         "checkpoint": {"keep": 3},
         "runtime": {"log_every": 2, "threads": 1, "device": "cpu"},
     }

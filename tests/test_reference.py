@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from mgd_ssl.config import DataConfig, MGDConfig, MoCoConfig, OptimConfig, PretrainConfig, RuntimeConfig
+from mgd_ssl.config import DataConfig, MGDConfig, OptimConfig, PretrainConfig, RuntimeConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.samples import EvalBatch, PretrainBatch
@@ -249,10 +249,9 @@ def replay_training(path: Path, out: Path) -> None:
     config = PretrainConfig(
         out=out,
         student=path.stem.split("_")[1],
-        data=DataConfig(train=Path("nowhere"), image_size=224, blur_sigma=(0.1, 2.0), workers=0),
-        moco=MoCoConfig(queue_size=64, momentum=0.999),
+        data=DataConfig(train=Path("nowhere"), workers=0),
         optim=OptimConfig(epochs=1, batch_size=8, lr=0.03, warmup_epochs=0, lr_schedule="epoch"),
-        mgd=MGDConfig(weight=1e-4, matching_images=16),
+        mgd=MGDConfig(matching_images=16),
         runtime=RuntimeConfig(log_every=1),
     )
     seed, recipe = int(path.stem.rpartition("seed")[2]), load_recipe()

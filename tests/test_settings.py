@@ -384,9 +384,7 @@ def data_recipe(run: Runs) -> None:
     assert set(v2["grey"]) == {0, 1} and v2["sigma"].any() and np.abs(v2["hue"]).max() < 0.101
     weak = draw_view(ViewPolicy.weak(), 40, 36, ViewKey(0, 0, 0, 0))
     assert (weak.brightness, weak.contrast, weak.saturation, weak.hue, weak.grey, weak.sigma) == (1, 1, 1, 0, 0, 0)
-    assert view_policy(DataConfig(train=Path("x"), blur_sigma=(0.1, 2.0), recipe="weak")) == replace(
-        ViewPolicy.weak(), scale=(0.2, 1.0)
-    )
+    assert view_policy(DataConfig(train=Path("x"), recipe="weak")) == replace(ViewPolicy.weak(), scale=(0.2, 1.0))
 
 
 @case
@@ -461,7 +459,7 @@ def moco_queue_size(run: Runs) -> None:
 
 @case
 def moco_momentum(run: Runs) -> None:
-    for name, momentum in (("odd", 0.6), ("plain", 0.999)):
+    for name, momentum in (("odd", 0.6), ("plain", 0.99)):  # of a short run
         before, query, after = run(name).averages[-1]
         assert (before - query).abs().max() > 1e-3
         torch.testing.assert_close(after, momentum * before + (1 - momentum) * query, rtol=1e-5, atol=1e-7)
@@ -483,7 +481,7 @@ def moco_head_width(run: Runs) -> None:
 
 @case
 def mgd_weight(run: Runs) -> None:
-    for name, weight in (("odd", 3e-3), ("plain", 1e-4)):
+    for name, weight in (("odd", 3e-3), ("plain", 1.22e-3)):  # 12.25 times fewer elements than published
         seen = run(name)
         for output, (_, _, distance) in zip(seen.losses, seen.distilled, strict=True):
             assert distance > 0 and output.losses["mgd"].item() == pytest.approx(weight * distance)

@@ -15,7 +15,6 @@ from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_wi
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
-from mgd_ssl.tasks.from_data import IMAGENET_IMAGES, Facts, resolved
 from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.term_settings import TermsConfig
@@ -76,18 +75,17 @@ def training_step(config: StepConfig, runtime: Runtime) -> Work:
 def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
     """Of a run whose step it is."""
     terms = TermsConfig(**{name: {"weight": 1.0} for name in config.terms if name != "mgd"})
-    given = PretrainConfig(
+    return PretrainConfig(
         student=config.student,
         teacher_precision=config.teacher_precision,
         out=Path("none"),
         data=DataConfig(train=Path("none"), image_size=config.image_size),
         moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
-        mgd=MGDConfig() if "mgd" in config.terms else MGDConfig(weight=0.0),
+        mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
         terms=terms,
         optim=OptimConfig(batch_size=config.batch_size, epochs=1),
         runtime=settled(config.runtime, runtime, WORTH_COMPILING),
     )
-    return resolved(given, Facts(IMAGENET_IMAGES, None, 0, 1, runtime.device.type == "cpu"))[0]
 
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:

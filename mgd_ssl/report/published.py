@@ -8,8 +8,8 @@ from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.run.read import TERM_TITLES, Run
-from mgd_ssl.settings import flattened, incomplete
-from mgd_ssl.tasks.from_data import IMAGENET_IMAGES
+from mgd_ssl.setting_keys import flattened
+from mgd_ssl.settings import incomplete
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"
@@ -17,6 +17,7 @@ TEACHER = "resnet50"
 # moco_v2_200ep_pretrain.pth.tar; the README of https://github.com/facebookresearch/moco gives the first eight digits
 TEACHER_MD5 = "59fd9945645e27d585be89338ce9232e"
 OTHER_TEACHERS = {"a04e12f8b0e44fdcac1fb4e06f33727b": "MoCo v2's of 800 epochs"}
+IMAGENET_IMAGES = 1_281_167  # ILSVRC2012, training split
 # Settings that make a recipe. Left out: `optim.lr_schedule` and `mgd.margin`, where our defaults mend the published
 # program (docs/algorithm.md), `moco.bn_splits`, which counts with the processes, and all that concerns the machine.
 RECIPE = ("data.image_size", "data.recipe", "data.crop_scale", "data.blur_sigma", "moco.dim", "moco.queue_size",

@@ -17,8 +17,8 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
+from mgd_ssl.tasks.automatic import facts_of, filled, told
 from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
-from mgd_ssl.tasks.from_data import from_data
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.tasks.same_run import SameRun
@@ -33,6 +33,14 @@ UNSHUFFLED = (
 )
 
 SAME = SameRun(PretrainConfig, "the images of data.train: {} -> {}, or other names")
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    student: BegunEncoder
+    teacher: Teacher | None
+    found: str  # what is told of settings that nobody gave
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,12 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    config = as_begun(config)
+    config = as_begun(config, config.out)
     out, train, decoding = config.out, config.data.train, decoding_of(config.data)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding))
-        config, told = from_data(config, images, runtime)
+        facts = facts_of(config, images, runtime.device)
+        config, found = filled(config, facts)
         check_sizes(config, len(images))
         check_terms(config)
         config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
@@ -79,30 +88,21 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
             if finished is not None:
                 return finished
             to_device(runtime, method, teacher)
-            return run(config, runtime, Parts(images, begun, teacher, method, told))
+            start = Start(begun, teacher, told(found, facts) if found else "")
+            return run(config, images, start, method, runtime)
 
 
-class Parts(NamedTuple):
-    """What a run is made of."""
-
-    images: Images
-    begun: BegunEncoder
-    teacher: Teacher | None
-    method: GuidedMoCo
-    told: str  # of settings that came from the data
-
-
-def run(config: PretrainConfig, runtime: Runtime, parts: Parts) -> PretrainResult:
+def run(config: PretrainConfig, images: Images, start: Start, method: GuidedMoCo, runtime: Runtime) -> PretrainResult:
     """Train from the newest whole checkpoint in the run's folder, or from the start, to the end."""
-    images, begun, teacher, method, told = parts
+    teacher = start.teacher
     total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
     with session_of(config, total_steps, runtime, PretrainResult) as session:
+        if start.found:
+            logger.info("%s", start.found)
         logger.info("%s", summary(config, images, runtime))
-        if told:
-            logger.info("%s", told)
         if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
-        tell_beginning(begun)
+        tell_beginning(start.student)
         tell_teacher(config, teacher)
         task = Pretraining(config, method, teacher, images, session)
         return train_to_the_end(task, update_of(config, task), session, finish)

@@ -438,7 +438,7 @@ def test_policy_follows_the_settings() -> None:
     policy = view_policy(DataConfig(train=Path("photos"), recipe="v1", crop_scale=(0.3, 0.9), blur_sigma=(0.2, 1.0)))
     assert policy.grey_first and policy.blur_probability == 0
     assert (policy.scale, policy.blur_sigma) == ((0.3, 0.9), (0.2, 1.0))
-    assert view_policy(DataConfig(train=Path("photos"), blur_sigma=(0.1, 2.0))) == ViewPolicy()
+    assert view_policy(DataConfig(train=Path("photos"))) == ViewPolicy()
 
 
 @pytest.mark.parametrize("size", [(1, 30000), (30000, 1), (7, 900)])
