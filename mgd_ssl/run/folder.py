@@ -94,7 +94,7 @@ def as_begun(config: Run) -> Run:
         precision, of_teacher = saved["runtime"]["precision"], saved.get("teacher_precision")
         if config.runtime.precision == "auto" and precision in AUTOCAST:
             found = found.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": precision})})
-        if getattr(config, "teacher_precision", "") == "auto" and of_teacher in AUTOCAST:
+        if getattr(config, "teacher_precision", "") == "auto" and of_teacher in (*AUTOCAST, "int8"):
             found = found.model_copy(update={"teacher_precision": of_teacher})
     except (UserError, OSError, LookupError, TypeError, AttributeError):
         return config
