@@ -14,7 +14,8 @@ from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import load_toml, parse
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.settings import Settings, defaults, differences, flattened, free_keys, keys_of
+from mgd_ssl.setting_keys import defaults, differences, flattened, free_keys
+from mgd_ssl.settings import Settings, keys_of
 from mgd_ssl.tasks.detection import config as detection_config
 from mgd_ssl.tasks.detection.config import DetectConfig
 from tests.given import parsed

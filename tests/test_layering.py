@@ -14,6 +14,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["errors"],
     ["posix_locks"],
     ["files", "settings", "mgd"],
+    ["setting_keys"],
     ["term_settings"],
     ["config", "command_line", "console"],
     ["classify_settings"],

@@ -35,7 +35,7 @@ def moco_queue_size(run: Runs) -> None:
 
 @case
 def moco_momentum(run: Runs) -> None:
-    for name, momentum in (("odd", 0.6), ("plain", 0.999)):
+    for name, momentum in (("odd", 0.6), ("plain", 0.99)):  # of a short run
         before, query, after = run(name).averages[-1]
         assert (before - query).abs().max() > 1e-3
         torch.testing.assert_close(after, momentum * before + (1 - momentum) * query, rtol=1e-5, atol=1e-7)
@@ -57,7 +57,7 @@ def moco_head_width(run: Runs) -> None:
 
 @case
 def mgd_weight(run: Runs) -> None:
-    for name, weight in (("odd", 3e-3), ("plain", 1e-4)):
+    for name, weight in (("odd", 3e-3), ("plain", 1.22e-3)):  # 12.25 times fewer elements than published
         seen = run(name)
         for output, (_, _, distance) in zip(seen.losses, seen.distilled, strict=True):
             assert distance > 0 and output.losses["mgd"].item() == pytest.approx(weight * distance)

@@ -57,7 +57,8 @@ def detect(config: DetectConfig | None = None, **settings: Any) -> DetectResult:
         Interrupted: after SIGTERM, SIGINT, SIGUSR2 or SIGHUP, when the state is saved.
         ValueError: for unknown settings or values out of range.
     """
-    config = as_begun(config or DetectConfig(**settings))
+    config = config or DetectConfig(**settings)
+    config = as_begun(config, config.out)
     check_installed()
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
