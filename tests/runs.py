@@ -253,6 +253,8 @@ class Stepper:
         with Session(config.out, 9, self.runtime) as self.session:
             self.task = Pretraining(config, self.module, self.teacher, self.images, self.session)
             self.update = update_of(config, self.task)
+            if self.task.sight.int8:
+                self.task.calibrate()
             if self.teacher is not None:
                 self.task.rematch()
         self.module.train()

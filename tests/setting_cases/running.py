@@ -110,8 +110,8 @@ def runtime_deterministic(run: Runs) -> None:
 @case
 def runtime_compile(run: Runs) -> None:
     task = run("other").first
-    assert task.teacher is not None and task.mgd is not None and task.in_step is not None
-    teachers = [task.teacher.backbone, task.in_step.backbone]  # in float32 for matching, and as in training
+    assert task.teacher is not None and task.mgd is not None and task.sight.teacher is not None
+    teachers = [task.teacher.backbone, task.sight.teacher.backbone]  # in float32 for matching, and as in training
     wanted = [task.module.moco.encoder_q, task.module.moco.encoder_k, *teachers, task.mgd]
     assert {id(module) for module in run("other").compiled} == {id(module) for module in wanted}
     assert run("plain").compiled == []
