@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco.anchors import anchored
 from moco.dist import gather_batch, world_size
 from moco.shuffle import permutation, shuffle_batch, unshuffle_batch
 from moco.split_norm import split_batch_norms
@@ -20,14 +19,9 @@ from moco.split_norm import split_batch_norms
 class MoCoOutput(NamedTuple):
     """What one forward pass yields; hand `keys` to `MoCo.enqueue` after the backward pass."""
 
-    positive: Tensor  # [N] logits, cosines divided by the temperature, of each query with its own key
-    negative: Tensor  # [N] logarithm of the summed exponentials of its logits with the K keys of the queue
-    nearest: Tensor  # [N] largest of those logits, without gradient
+    logits: Tensor  # [N, 1 + K], the positive first, divided by the temperature
+    labels: Tensor  # [N] zeros: the positive is entry 0
     keys: Tensor  # [N, dim] L2-normalised keys of this rank, without gradient
-
-    def loss(self) -> Tensor:
-        """InfoNCE, -log(exp(positive) / (exp(positive) + exp(negative))), averaged over the queries."""
-        return F.softplus(self.negative - self.positive).mean()
 
 
 def projection_head(in_features: int, dim: int, hidden: int | None = None) -> nn.Sequential:
@@ -113,12 +107,13 @@ class MoCo(nn.Module):
             self.update_key_encoder()
             k = self.encode_keys(im_k, shuffle_seed)  # [N, dim]
 
-        # logits against the own key and against the queue, in float32: in half precision many tie
+        # positive logits against the own key, negative ones against the queue, in float32: in half precision many tie
         with torch.autocast(q.device.type, enabled=False):
-            q = q.float() / self.temperature
-            positive = torch.einsum("nc,nc->n", q, k.float())  # [N]
-            negative, _, nearest = anchored(q, self.queue.T)  # [N] each
-        return MoCoOutput(positive, negative, nearest, k)
+            positive = torch.einsum("nc,nc->n", q.float(), k.float()).unsqueeze(1)  # [N, 1]
+            negative = q.float() @ self.queue  # [N, K]
+        logits = torch.cat([positive, negative], dim=1).div_(self.temperature)  # [N, 1 + K]
+        labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+        return MoCoOutput(logits, labels, k)
 
     @torch.no_grad()
     def encode_keys(self, im_k: Tensor, shuffle_seed: int) -> Tensor:
@@ -137,11 +132,14 @@ class MoCo(nn.Module):
             torch._foreach_add_(keys, torch._foreach_mul(queries, 1 - self.momentum))
         else:  # one tensor at a time, so that it stays in the cache
             for key, query in zip(keys, queries, strict=True):
-                key.mul_(self.momentum).add_(query * (1 - self.momentum))  # as published, to the last bit
+                key.mul_(self.momentum).add_(query * (1 - self.momentum))
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys by those of all ranks.
+
+        Call it after the backward pass: the queue takes part in the gradient of the logits, and writing to it
+        earlier would force a copy of it (33 MB at the published size) every step.
 
         Args:
             keys: [N, dim] of this rank.

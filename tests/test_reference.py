@@ -174,10 +174,8 @@ class ReplayedTask(Pretraining):
     def inputs(self, batch: PretrainBatch, step: int) -> tuple[Any, ...]:
         if step == 0:
             with torch.no_grad():
-                found = copy.deepcopy(self.module.moco)(*self.upload.views(batch))
-            logits = tensor(self.recorded["logits0"])
-            expected = logits[:, 0], logits[:, 1:].logsumexp(dim=1), logits[:, 1:].amax(dim=1)
-            torch.testing.assert_close(found[:3], expected, rtol=1e-5, atol=1e-5)
+                logits = copy.deepcopy(self.module.moco)(*self.upload.views(batch)).logits
+            torch.testing.assert_close(logits, tensor(self.recorded["logits0"]), rtol=1e-5, atol=1e-5)
         return super().inputs(batch, step)
 
 

@@ -101,7 +101,7 @@ def watch(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def note_temperature(module: nn.Module, inputs: Any, output: Any) -> None:
         cosine = (nn.functional.normalize(queries.pop(), dim=1) * output.keys.float()).sum(dim=1)
-        seen.temperature = float((cosine / output.positive.detach()).median())
+        seen.temperature = float((cosine / output.logits[:, 0].float().detach()).median())
 
     def note_layout(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         seen.dtype = output.dtype

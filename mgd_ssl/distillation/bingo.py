@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgd_ssl.distillation.anchors import anchored
 from mgd_ssl.distillation.queue import Queue
 from mgd_ssl.distillation.term import Needs, Seen
-from moco.anchors import anchored
 
 
 class BingoTarget(NamedTuple):

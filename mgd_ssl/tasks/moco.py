@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgd_ssl.config import PretrainConfig
@@ -18,7 +19,7 @@ from mgd_ssl.networks.teacher import Teacher, let_meet
 from mgd_ssl.tasks.terms import build_terms, chosen, weight_of
 from mgd_ssl.training.collapse import effective_rank, spread
 from mgd_ssl.training.task import StepOutput
-from moco import MoCo, MoCoOutput
+from moco import MoCo
 from moco.dist import gather_batch, world_size
 from moco.keyed import keyed_seed
 from moco.split_norm import split_batch_norms
@@ -84,13 +85,12 @@ class GuidedMoCo(nn.Module):
         # contrastive loss; the guide watches the query encoder on the way
         with self.guide.watch() as seen:
             if self.contrasts:
-                contrast: MoCoOutput = self.moco(im_q, im_k, shuffle_seed)
+                logits, labels, keys = self.moco(im_q, im_k, shuffle_seed)  # [N, 1 + K]
             else:
                 self.moco.encoder_q(im_q)
         if self.contrasts:
-            keys = contrast.keys
-            losses["contrastive"] = self.weight * contrast.loss()
-            shown["accuracy"] = self.nearer(contrast).float().mean()
+            losses["contrastive"] = self.weight * F.cross_entropy(logits, labels)
+            shown["accuracy"] = self.nearer(logits).float().mean()
 
         # losses of the guide
         for name, images in (others or {}).items():
@@ -113,14 +113,14 @@ class GuidedMoCo(nn.Module):
         return losses
 
     @torch.no_grad()
-    def nearer(self, contrast: MoCoOutput) -> Tensor:
-        """Whether each query [N] is strictly nearer to its own key than to the whole queue.
+    def nearer(self, logits: Tensor) -> Tensor:
+        """Whether each query [N] is strictly nearer to its own key, entry 0 of [N, 1 + K], than to the whole queue.
 
         By more than rounding: the two are computed by different kernels, so where all keys are the same (a collapsed
         encoder) one comes out above the other by chance.
         """
-        rounding = (ROUNDING + torch.finfo(contrast.positive.dtype).eps) / self.moco.temperature
-        return contrast.positive - contrast.nearest > rounding
+        rounding = (ROUNDING + torch.finfo(logits.dtype).eps) / self.moco.temperature
+        return logits[:, 0] - logits[:, 1:].amax(dim=1) > rounding
 
     @torch.no_grad()
     def student_maps(self, images: Tensor) -> list[Tensor]:

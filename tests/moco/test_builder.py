@@ -137,21 +137,18 @@ def test_batch_that_does_not_divide_the_queue_is_refused(count: int) -> None:
     assert torch.equal(moco.queue, before)
 
 
-def test_logits_are_those_of_a_naive_loop() -> None:
+def test_logits_and_labels_are_those_of_a_naive_loop() -> None:
     moco = linear_moco(temperature=0.07)
     im_q, im_k = two_views(3)
     output: MoCoOutput = moco(im_q, im_k)
     queries, keys = queries_and_keys(moco, im_q, im_k)
-    losses = []
+    assert output.logits.shape == (3, 7)
+    assert output.labels.tolist() == [0, 0, 0]
     for n in range(3):
-        others = [keys[n], *moco.queue.T]
-        own, *rest = [sum(float(queries[n, d]) * float(other[d]) for d in range(4)) / 0.07 for other in others]
-        assert len(rest) == 6
-        assert output.positive[n].item() == pytest.approx(own, abs=1e-5)
-        assert output.nearest[n].item() == pytest.approx(max(rest), abs=1e-5)
-        assert output.negative[n].item() == pytest.approx(math.log(sum(map(math.exp, rest))), abs=1e-5)
-        losses.append(-math.log(math.exp(own) / sum(math.exp(logit) for logit in [own, *rest])))
-    assert output.loss().item() == pytest.approx(sum(losses) / 3, abs=1e-5)
+        for j in range(7):
+            other = keys[n] if j == 0 else moco.queue[:, j - 1]
+            expected = sum(float(queries[n, d]) * float(other[d]) for d in range(4)) / 0.07
+            assert output.logits[n, j].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_logits_are_compared_in_float32_whatever_the_precision_of_the_encoders() -> None:
@@ -160,10 +157,8 @@ def test_logits_are_compared_in_float32_whatever_the_precision_of_the_encoders()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output: MoCoOutput = moco(im_q, im_k)
         q = torch.nn.functional.normalize(moco.encoder_q(im_q), dim=1)
-    assert output.positive.dtype == output.negative.dtype == output.nearest.dtype == torch.float32
-    logits = q.float() @ moco.queue / 0.07
-    torch.testing.assert_close(output.nearest, logits.amax(dim=1), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(output.negative, logits.logsumexp(dim=1), rtol=1e-6, atol=1e-6)
+    assert output.logits.dtype == torch.float32
+    torch.testing.assert_close(output.logits[:, 1:], q.float() @ moco.queue / 0.07, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
@@ -172,7 +167,7 @@ def test_loss_is_log_of_the_candidates_when_all_keys_are_the_same(temperature: f
     images = torch.ones(2, 3, 2, 2)
     moco.queue.copy_(F.normalize(torch.ones(12, 6), dim=0))
     output: MoCoOutput = moco(images, images)
-    assert output.loss().item() == pytest.approx(math.log(6 + 1), abs=1e-6)
+    assert F.cross_entropy(output.logits, output.labels).item() == pytest.approx(math.log(6 + 1), abs=1e-6)
 
 
 def test_loss_of_perfect_keys_against_orthogonal_negatives() -> None:
@@ -181,21 +176,21 @@ def test_loss_of_perfect_keys_against_orthogonal_negatives() -> None:
     moco.queue.copy_(torch.eye(12)[:, 1:7])
     output: MoCoOutput = moco(images, images)
     expected = -math.log(math.exp(2) / (math.exp(2) + 6))  # similarity 1 / 0.5 against six times 0
-    assert output.loss().item() == pytest.approx(expected, abs=1e-6)
+    assert F.cross_entropy(output.logits, output.labels).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_forward_and_backward_leave_the_queue_alone() -> None:
     moco = linear_moco()
     queue, pointer = moco.queue.clone(), moco.queue_ptr.clone()
     output: MoCoOutput = moco(*two_views(3))
-    output.loss().backward()
+    F.cross_entropy(output.logits, output.labels).backward()
     assert torch.equal(moco.queue, queue) and torch.equal(moco.queue_ptr, pointer)
 
 
 def test_gradient_reaches_the_query_encoder_only() -> None:
     moco = linear_moco()
     output: MoCoOutput = moco(*two_views(3))
-    output.loss().backward()
+    F.cross_entropy(output.logits, output.labels).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in moco.encoder_q.parameters())
     assert all(p.grad is None and not p.requires_grad for p in moco.encoder_k.parameters())
     assert not output.keys.requires_grad

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import moco.anchors
-from moco.anchors import anchored
+import mgd_ssl.distillation.anchors
+from mgd_ssl.distillation.anchors import anchored
 
 
 def rows_and_anchors(scale: float) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def rows_and_anchors(scale: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("part", [1, 10, 23, 2048])
 @pytest.mark.parametrize("scale", [0.1, 5.0, 25.0, 1e4])
 def test_sums_and_their_gradient_are_those_of_a_table(part: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moco.anchors, "ROWS_AT_ONCE", part)
+    monkeypatch.setattr(mgd_ssl.distillation.anchors, "ROWS_AT_ONCE", part)
     rows, anchors = rows_and_anchors(scale)
     found = anchored(rows.requires_grad_(), anchors.T.contiguous().T)  # as a queue [D, K] is handed over
     factors = torch.arange(1.0, 6.0)
