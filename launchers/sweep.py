@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from mgd_ssl.command_line import read_toml
 from mgd_ssl.errors import UserError
 from mgd_ssl.printable import is_printable
-from mgd_ssl.settings import brief, flattened, shortened
+from mgd_ssl.setting_keys import flattened
+from mgd_ssl.settings import brief, shortened
 
 MAX_ELEMENTS = 10_000  # runs of one sweep
 MAX_NAME = 255  # bytes of a folder's name on common file systems

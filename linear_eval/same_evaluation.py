@@ -8,7 +8,7 @@ import numpy as np
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.run.result import read_result
-from mgd_ssl.settings import differences
+from mgd_ssl.setting_keys import differences
 
 HEAD = "head.pt"
 RESULT = ("top1", "top5", "loss", "lr", "weight_decay", "rounds")

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import tyro
 
 from mgd_ssl.errors import UserError, nearest
-from mgd_ssl.settings import RefusedFlag, Settings, first_unset, incomplete, parsing
+from mgd_ssl.setting_keys import given_keys, with_given
+from mgd_ssl.settings import RefusedFlag, Settings, first_unset, incomplete, keys_of, parsing
 
 MAX_NESTING = 8  # of a TOML file; settings have two levels
 
@@ -105,7 +106,15 @@ def parse(
             parsing.reset(token)
     if missing := first_unset(settings):
         raise UserError(missing)
-    return settings
+    return with_given(settings, given_keys(beginning) | _named(model, args))  # the parser gives all
+
+
+def _named(model: type[Settings], args: Sequence[str]) -> set[str]:
+    """Dotted names of the settings whose flags are among some words."""
+    known = keys_of(model)
+    words = {arg.removeprefix("--").partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
+    words |= {".".join([*group, last.removeprefix("no_")]) for *group, last in (word.split(".") for word in words)}
+    return words & set(known)
 
 
 def _key_of_group(model: type[Settings], group: type[Settings], prefix: str = "") -> str:

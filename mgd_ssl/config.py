@@ -16,14 +16,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
+from mgd_ssl.settings import AUTOMATIC, FREE, MAX_SEED, Required, Settings, each_once
 from mgd_ssl.term_settings import TermsConfig, WeightSettings
 
 MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
 DEVIATION = (0.229, 0.224, 0.225)
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow refuses more by itself
-
-
 BYTES_A_PIXEL = 8  # of the deepest format: four channels of 16 bits
 SPARE_BYTES = 2**24  # of a file for its metadata
 
@@ -71,14 +69,14 @@ class DataConfig(Settings):
     train: Annotated[Path, FREE, Required("--data.train, a folder of images or tar shards")]
     """Training images: a folder, nested as you like, tar shards or a Hugging Face data set (docs/data.md); labels are
     not used."""
-    image_size: int = Field(224, ge=16, le=MAX_SIZE)
-    """Edge of a view in pixels."""
+    image_size: Annotated[int, AUTOMATIC] = Field(224, ge=16, le=MAX_SIZE)
+    """Edge of a view in pixels; not given: that of the images in steps of 16, from 64 to 224."""
     recipe: Literal["v2", "v1", "weak"] = "v2"
     """Augmentation of MoCo v2 or v1; weak: crop and flip alone, as SimReg and CompRess were published with."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Range of a crop's share of the image area, within 0 to 1."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur in pixels of the view (published for 224)."""
+    blur_sigma: Annotated[tuple[float, float], AUTOMATIC] = (0.1, 2.0)
+    """Range of the blur in pixels of the view; not given: the published one of 224, in proportion to image_size."""
     backend: Annotated[Literal["auto", "reference", "cpu", "device"], FREE] = "auto"
     """What renders the views: PIL (slow), the data workers (cpu), or the workers and for the colours the training
     device; auto: device on a GPU, else cpu. The views are the same up to rounding."""
@@ -115,10 +113,10 @@ class MoCoConfig(Settings):
     terms that want one."""
     dim: int = Field(128, ge=1, le=2**16)
     """Size of the embedding."""
-    queue_size: int = Field(65536, ge=1, le=2**26)
-    """Negative keys; a multiple of the batch size."""
-    momentum: float = Field(0.999, ge=0, lt=1)
-    """EMA momentum of the key encoder."""
+    queue_size: Annotated[int, AUTOMATIC] = Field(65536, ge=1, le=2**26)
+    """Negative keys; a multiple of the batch size. Not given: at most a quarter of the images."""
+    momentum: Annotated[float, AUTOMATIC] = Field(0.999, ge=0, lt=1)
+    """EMA momentum of the key encoder; not given: 0.99 in runs of less than 10,000 steps."""
     temperature: float = Field(0.2, ge=1e-4, le=1e4)
     """Softmax temperature."""
     bn_splits: int = Field(1, ge=1)
@@ -164,22 +162,26 @@ class MatchingConfig(Settings):
 class MGDConfig(MatchingConfig, WeightSettings):
     """Matching Guided Distillation; used when there is a teacher."""
 
+    weight: Annotated[float, AUTOMATIC] = Field(1e-4, ge=0, le=1e6)
+    """Factor of the distillation loss, which is summed over elements and divided by the batch; 0 leaves it out. Not
+    given: the published one of a ResNet-18 at 224 pixels, times its elements over those of this student's maps."""
+
 
 class OptimConfig(Settings):
     """SGD and its schedule."""
 
-    epochs: int = Field(200, ge=1, le=10**6)
-    """Passes over the training images."""
-    batch_size: int = Field(256, ge=2, le=2**24)
-    """Images in a step over all processes."""
+    epochs: Annotated[int, AUTOMATIC] = Field(200, ge=1, le=10**6)
+    """Passes over the training images; not given: 200 on a GPU, and on a CPU as many as take an hour or so."""
+    batch_size: Annotated[int, AUTOMATIC] = Field(256, ge=2, le=2**24)
+    """Images in a step over all processes; not given: at most a twelfth of the images."""
     lr: float = Field(0.03, gt=0, le=1e6)
     """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
     weight_decay: float = Field(1e-4, ge=0, le=1e6)
     """Weight decay."""
-    warmup_epochs: float = Field(3, ge=0, le=1e6)
-    """Length of the linear warm-up from a thousandth of the peak."""
+    warmup_epochs: Annotated[float, AUTOMATIC] = Field(3, ge=0, le=1e6)
+    """Length of the linear warm-up from a thousandth of the peak; not given: at most a twentieth of the epochs."""
     lr_schedule: Literal["step", "epoch"] = "step"
     """Warm-up and cosine by step, or by epoch as published."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -36,6 +36,13 @@ class Free(NamedTuple):
 FREE = Free()
 
 
+class Automatic(NamedTuple):
+    """Marks a setting that follows from the data and the machine where nobody gives it; its default is for ImageNet."""
+
+
+AUTOMATIC = Automatic()
+
+
 class SettingError(ValueError):
     """One sentence on one setting, which starts with its key."""
 
@@ -100,7 +107,10 @@ class Settings(BaseModel):
         return self
 
 
-def _group(field: FieldInfo) -> type[Settings] | None:
+S = TypeVar("S", bound=Settings)
+
+
+def group_of(field: FieldInfo) -> type[Settings] | None:
     """The model of a field that is a group of settings."""
     kind: Any = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
@@ -112,7 +122,7 @@ def _with_unset(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]
     for name, field in model.model_fields.items():
         if any(isinstance(mark, Required) for mark in field.metadata):
             filled.setdefault(name, UNSET)
-        elif (group := _group(field)) is not None and (field.is_required() or isinstance(filled.get(name), dict)):
+        elif (group := group_of(field)) is not None and (field.is_required() or isinstance(filled.get(name), dict)):
             given = filled.get(name, {})
             filled[name] = _with_unset(group, given) if isinstance(given, dict) else given
     return filled
@@ -130,17 +140,6 @@ def first_unset(settings: Settings, prefix: str = "") -> str:
     return ""
 
 
-def free_keys(model: type[Settings], prefix: str = "") -> list[str]:
-    """Dotted names of the settings and groups that may differ between the parts of one run."""
-    found = []
-    for name, field in model.model_fields.items():
-        if any(isinstance(mark, Free) for mark in field.metadata):
-            found.append(f"{prefix}{name}")
-        elif (group := _group(field)) is not None:
-            found += free_keys(group, f"{prefix}{name}.")
-    return found
-
-
 @contextmanager
 def incomplete() -> Iterator[None]:
     """Within it required settings may be missing; `UNSET` stands for them."""
@@ -149,12 +148,6 @@ def incomplete() -> Iterator[None]:
         yield
     finally:
         drafting.reset(token)
-
-
-def defaults(model: type[Settings]) -> dict[str, Any]:
-    """All settings that have a default, nested, as they are saved."""
-    with incomplete():
-        return model().model_dump(mode="json")
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -266,28 +259,7 @@ def keys_of(model: type[Settings], prefix: str = "") -> list[str]:
     """Dotted names of all fields of a model and of its groups."""
     keys = []
     for name, field in model.model_fields.items():
-        if (group := _group(field)) is not None:
+        if (group := group_of(field)) is not None:
             keys += keys_of(group, f"{prefix}{name}.")
         keys.append(f"{prefix}{name}")
     return keys
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str] = ()) -> list[str]:
-    """`key: old -> new` for every setting that changed, but for those (or their groups) that are free to."""
-    old, new = flattened(old), flattened(new)
-    return [
-        f"{key}: {old.get(key, 'not yet a setting')} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
-    ]

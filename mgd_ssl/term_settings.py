@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mgd_ssl.settings import FREE, Settings
+from mgd_ssl.settings import AUTOMATIC, FREE, Settings
 
 
 class WeightSettings(Settings):
@@ -37,8 +37,8 @@ class WeightSettings(Settings):
 class SeedConfig(WeightSettings):
     """SEED: the student's similarities to past teacher embeddings become the teacher's; wants a teacher with a head."""
 
-    queue_size: int = Field(65536, ge=1, le=2**26)
-    """Embeddings of earlier images; a multiple of the batch size."""
+    queue_size: Annotated[int, AUTOMATIC] = Field(65536, ge=1, le=2**26)
+    """Embeddings of earlier images; a multiple of the batch size. Not given: at most a quarter of the images."""
     student_temperature: float = Field(0.2, ge=1e-4, le=1e4)
     """Softmax temperature of the student."""
     teacher_temperature: float = Field(0.01, ge=1e-5, le=1e4)
@@ -62,8 +62,9 @@ class SimRegConfig(WeightSettings):
 class CompRessConfig(WeightSettings):
     """CompRess with one queue: the student stands to past images as the teacher does; any backbone can teach."""
 
-    queue_size: int = Field(16384, ge=1, le=2**26)
-    """Features of earlier images; a multiple of the batch size (published: 128,000, 1 GB for a ResNet-50)."""
+    queue_size: Annotated[int, AUTOMATIC] = Field(16384, ge=1, le=2**26)
+    """Features of earlier images; a multiple of the batch size (published: 128,000, 1 GB for a ResNet-50). Not given:
+    at most a quarter of the images."""
     temperature: float = Field(0.04, ge=1e-4, le=1e4)
     """Softmax temperature of both networks."""
 
@@ -73,8 +74,8 @@ class BingoConfig(WeightSettings):
 
     bags: Annotated[Path | None, FREE] = None
     """File that `mgd-ssl bags` made of the same images."""
-    queue_size: int = Field(65536, ge=1, le=2**26)
-    """Embeddings of earlier images; a multiple of the batch size."""
+    queue_size: Annotated[int, AUTOMATIC] = Field(65536, ge=1, le=2**26)
+    """Embeddings of earlier images; a multiple of the batch size. Not given: at most a quarter of the images."""
     temperature: float = Field(0.2, ge=1e-4, le=1e4)
     """Softmax temperature."""
     warm_epochs: float = Field(11, ge=0, le=1e6)

@@ -33,6 +33,7 @@ from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 
 SPEED = ("seconds", "images_per_second", "data_wait")  # what differs between two equal runs
+Reference = Callable[..., Path]  # the uninterrupted run of some settings
 DEADLINE = 120  # seconds after which a process of a test hangs
 
 # children are forked from one process that has imported everything: a real process in milliseconds

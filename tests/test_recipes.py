@@ -6,7 +6,8 @@ import pytest
 
 from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.settings import flattened, incomplete
+from mgd_ssl.setting_keys import flattened
+from mgd_ssl.settings import incomplete
 
 # what all of them have: batch 256, SGD with momentum 0.9 and weight decay 1e-4, no warm-up, embeddings of 128
 COMMON = {

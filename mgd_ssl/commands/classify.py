@@ -35,5 +35,5 @@ def check(argv: Sequence[str]) -> Path:
     config = parse(ClassifyConfig, argv, "mgd-ssl classify")
     from mgd_ssl.tasks.classify import SAME
 
-    SAME.check_settings(config)
+    SAME.check_settings(config, config.out)
     return config.out

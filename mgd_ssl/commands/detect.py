@@ -69,7 +69,7 @@ def check(argv: Sequence[str]) -> Path:
     config = parse(DetectConfig, argv, "mgd-ssl detect")
     from mgd_ssl.tasks.detection.detect import SAME
 
-    SAME.check_settings(config)
+    SAME.check_settings(config, config.out)
     return config.out
 
 

@@ -30,7 +30,7 @@ def check(argv: Sequence[str]) -> Path:
     config = read(argv)
     from mgd_ssl.tasks.student import SAME
 
-    SAME.check_settings(config)
+    SAME.check_settings(config, config.out)
     return config.out
 
 

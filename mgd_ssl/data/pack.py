@@ -32,7 +32,7 @@ from mgd_ssl.run.folder import run_folder
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import cores_here
 from mgd_ssl.run.stop import StopRequest
-from mgd_ssl.settings import differences
+from mgd_ssl.setting_keys import differences
 
 CHUNK = 16  # images a worker hands over at a time
 

@@ -7,6 +7,7 @@ import tyro
 from pydantic import Field
 
 from mgd_ssl.config import PretrainConfig
+from mgd_ssl.setting_keys import given_keys, with_given
 from mgd_ssl.settings import FREE
 
 HERE = Path(".")
@@ -29,4 +30,4 @@ class DoctorConfig(PretrainConfig):
     def pretraining(self, out: Path) -> PretrainConfig:
         """The settings of the run itself, in another folder."""
         own = set(DoctorConfig.model_fields) - set(PretrainConfig.model_fields)
-        return PretrainConfig(**self.model_dump(exclude=own) | {"out": out})
+        return with_given(PretrainConfig(**self.model_dump(exclude=own) | {"out": out}), given_keys(self))

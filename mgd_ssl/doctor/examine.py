@@ -15,6 +15,7 @@ from mgd_ssl.doctor.trial import Setup, largest_batch, take_steps
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.int8 import check_int8
 from mgd_ssl.run.runtime import Runtime, process
+from mgd_ssl.tasks.automatic import facts_of, filled, told
 from mgd_ssl.tasks.beginning import begin
 from mgd_ssl.tasks.moco import build_method, check_sizes
 from mgd_ssl.tasks.teachers import load_teacher
@@ -39,6 +40,8 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         run = config.pretraining(Path(folder) / "run")
         machine = look_at_machine(config.out, runtime)
         images = open_images(run.data.train, decoding_of(run.data))
+        facts = facts_of(run, images, runtime.device)
+        run, filled_in = filled(run, facts)
         check_sizes(run, len(images))
         seen = look_at_images(images, config.sample, run.seed)
         teacher = load_teacher(run)
@@ -57,6 +60,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         gpu = runtime.device.type == "cuda"
         found = {"machine": machine, "images": seen, "teacher": taught, "steps": steps}
         return found | {
+            "automatic": told(filled_in, facts) if filled_in else None,
             "forecast": forecast(run, len(images), steps, gpu), "advice": advice(run, found),
             "settings": run.model_dump(mode="json", exclude={"out"}),
         }  # fmt: skip

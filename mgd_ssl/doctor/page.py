@@ -31,6 +31,8 @@ def lines(found: dict[str, Any]) -> Iterator[Line]:
     yield from _machine(found["machine"])
     if "images" in found:
         yield from _images(found["images"])
+        if found["automatic"]:
+            yield "settings", found["automatic"]
         yield from _teacher(found["teacher"])
         yield from _steps(found["steps"], found["settings"])
         for row in found["forecast"]:

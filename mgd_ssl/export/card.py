@@ -9,7 +9,7 @@ from mgd_ssl.export.config import ExportConfig
 from mgd_ssl.export.student import Student
 from mgd_ssl.printable import printable
 from mgd_ssl.run.result import Evaluation
-from mgd_ssl.settings import flattened
+from mgd_ssl.setting_keys import flattened
 
 TEMPLATE = Path(__file__).with_name("card.md")
 

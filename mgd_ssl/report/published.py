@@ -8,7 +8,8 @@ from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.run.read import TERM_TITLES, Run
-from mgd_ssl.settings import flattened, incomplete
+from mgd_ssl.setting_keys import flattened
+from mgd_ssl.settings import incomplete
 
 SOURCE = "https://github.com/kaiyuyue/mgd (unsup/README.md)"
 PROTOCOL = "linear evaluation, MoCo's protocol (100 epochs, lr 30), ImageNet-1k"

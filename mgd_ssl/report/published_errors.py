@@ -6,7 +6,8 @@ from typing import Any
 from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.command_line import find_config, load_toml
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import flattened, incomplete
+from mgd_ssl.setting_keys import flattened
+from mgd_ssl.settings import incomplete
 
 IMAGES = {"imagenet": 1_281_167, "cub200": 5_994}  # to learn from, by the beginning of a config's name
 # Left out: what is corrected by default (docs/supervised.md) and all that concerns the machine.

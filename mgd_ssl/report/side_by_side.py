@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mgd_ssl.settings import flattened
+from mgd_ssl.setting_keys import flattened
 
 
 def differing(columns: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

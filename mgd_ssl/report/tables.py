@@ -14,7 +14,7 @@ from mgd_ssl.printable import printable
 from mgd_ssl.report import published, published_errors
 from mgd_ssl.report.classes import validated
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import flattened, free_keys
+from mgd_ssl.setting_keys import flattened, free_keys
 
 KIND_NAMES = {"linear": "linear evaluation", "knn": "k-NN", "classification": "classification"}
 

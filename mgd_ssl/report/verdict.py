@@ -10,7 +10,7 @@ from mgd_ssl.classify_settings import ClassifyConfig
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.report.tables import KIND_NAMES, Mean, Row, data_key
 from mgd_ssl.run.read import Run
-from mgd_ssl.settings import flattened, free_keys
+from mgd_ssl.setting_keys import flattened, free_keys
 
 MAX_VERDICTS = 4
 SHOWN = 48  # characters of runs' names

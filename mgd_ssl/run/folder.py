@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any
 
-from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, read_json, sweep, write_whole, writing
 from mgd_ssl.run.checkpoint import PATTERN, Checkpoints, logger, number
@@ -16,6 +15,8 @@ from mgd_ssl.run.lock import JOBS, UNTRAINED, take
 from mgd_ssl.run.log_file import is_free
 from mgd_ssl.run.result import read_plain
 from mgd_ssl.run.runtime import AUTOCAST, on_rank_zero
+from mgd_ssl.setting_keys import automatic_keys, changed, flattened, given_keys, value_of
+from mgd_ssl.settings import S, SettingError
 
 OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
 BEFORE_TRAINING = ("metrics.jsonl", "skipped_*.jsonl", "matching_costs.npz")  # said of settings that may change
@@ -62,43 +63,27 @@ def saved_description(out: Path) -> dict[str, Any]:
         raise damaged_description(out, str(error)) from error
 
 
-class OfARun(Protocol):
-    """Settings of a run."""
-
-    @property
-    def out(self) -> Path:
-        """Its folder."""
-        ...
-
-    @property
-    def runtime(self) -> RuntimeConfig:
-        """Its group of this name."""
-        ...
-
-    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
-        """The same settings but for some."""
-        ...
+PRECISIONS = {  # settings that may be "auto", and what they may have been saved as
+    "runtime.precision": (*AUTOCAST,),
+    "teacher_precision": (*AUTOCAST, "int8"),
+}
 
 
-Run = TypeVar("Run", bound=OfARun)
+def as_begun(config: S, out: Path) -> S:
+    """The settings with what the run in a folder began with, where they leave it open.
 
-
-def as_begun(config: Run) -> Run:
-    """The settings with the precision that the run in their folder began with, where they leave it open.
-
-    A damaged description is told of later.
+    That is the precision, and the automatic settings that were not given. A damaged description is told of later.
     """
-    found: Any = config
     try:
-        saved = read_json(config.out / "config.json")["config"]
-        precision, of_teacher = saved["runtime"]["precision"], saved.get("teacher_precision")
-        if config.runtime.precision == "auto" and precision in AUTOCAST:
-            found = found.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": precision})})
-        if getattr(config, "teacher_precision", "") == "auto" and of_teacher in (*AUTOCAST, "int8"):
-            found = found.model_copy(update={"teacher_precision": of_teacher})
-    except (UserError, OSError, LookupError, TypeError, AttributeError):
+        saved = flattened(read_json(out / "config.json")["config"])
+        begun = {key: saved[key] for key, known in PRECISIONS.items() if saved.get(key) in known}
+        found = {key: value for key, value in begun.items() if value_of(config, key) == "auto"}
+        if not nothing_trained(out):
+            missing = set(automatic_keys(type(config))) - given_keys(config)
+            found |= {key: saved[key] for key in missing & saved.keys()}
+        return changed(config, found)
+    except (UserError, SettingError, OSError, LookupError, TypeError, AttributeError):
         return config
-    return found
 
 
 def damaged_description(out: Path, told: str | None = None) -> UserError:

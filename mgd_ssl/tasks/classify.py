@@ -54,7 +54,7 @@ def classify(config: ClassifyConfig | None = None, **settings: Any) -> ClassifyR
         ValueError: for unknown settings or values out of range.
     """
     config = config or ClassifyConfig(**settings)
-    config = as_begun(config)
+    config = as_begun(config, config.out)
     out = config.out
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         parts = open_parts(config)

@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgd_ssl.errors import UserError
-from mgd_ssl.run.folder import OfARun, as_begun, check_same, damaged_description, nothing_trained, saved_description
+from mgd_ssl.run.folder import PRECISIONS, as_begun, check_same, damaged_description, nothing_trained, saved_description
 from mgd_ssl.run.lock import in_use
-from mgd_ssl.settings import Settings, defaults, differences, flattened, free_keys
+from mgd_ssl.setting_keys import defaults, differences, flattened, free_keys
+from mgd_ssl.settings import Settings
 
 WEIGHTS = ("student_weights", "backbone", "teacher")  # keys of a description: whose weights a run has
 
-LEFT_OPEN = ("runtime.precision", "teacher_precision")  # settings that may be "auto", and are saved as what they become
 
-
-class RunSettings(OfARun, Protocol):
+class RunSettings(Protocol):
     """Settings of a run that are saved with it."""
+
+    @property
+    def out(self) -> Path: ...  # noqa: D102
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...  # noqa: D102
 
@@ -48,9 +50,9 @@ class SameRun:
             changed.append(self.images.format(*(run["data"]["num_images"] for run in (old, new))))
         check_same(out, changed)
 
-    def check_settings(self, config: RunSettings) -> None:
+    def check_settings(self, config: Settings, out: Path) -> None:
         """Raise UserError when the folder holds a run with other settings, without looking at images or weights."""
-        config, out = as_begun(config), config.out
+        config = as_begun(config, out)
         if not (out / "config.json").is_file() or (nothing_trained(out) and not in_use(out)):
             return
         try:
@@ -59,7 +61,7 @@ class SameRun:
             raise damaged_description(out) from error
         new = config.model_dump(mode="json")
         asked = new | {"student": new["student"] or saved["student"]}  # where none is given the weights tell
-        left_open = [key for key in LEFT_OPEN if flattened(new).get(key) == "auto"]  # then it is as the run began
+        left_open = [key for key in PRECISIONS if flattened(new).get(key) == "auto"]  # then it is as the run began
         check_same(out, differences(saved, asked, [*free_keys(self.model), *left_open]))
 
     def completed(self, saved: dict[str, Any]) -> dict[str, Any]:

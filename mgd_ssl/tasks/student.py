@@ -1,7 +1,7 @@
 """A pretraining from settings to a usable student: check, build, continue where it stopped, train, export."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.images import Images
@@ -18,6 +18,7 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.log_file import ending_told
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, settled
 from mgd_ssl.run.session import Session
+from mgd_ssl.tasks.automatic import facts_of, filled, told
 from mgd_ssl.tasks.beginning import BegunEncoder, begin, tell_beginning
 from mgd_ssl.tasks.moco import GuidedMoCo, build_method, check_sizes
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
@@ -33,6 +34,14 @@ UNSHUFFLED = (
 )
 
 SAME = SameRun(PretrainConfig, "the images of data.train: {} -> {}, or other names")
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    student: BegunEncoder
+    teacher: Teacher | None
+    found: str  # what is told of settings that nobody gave
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,12 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         ValueError: for unknown settings or values out of range.
     """
     config = config or PretrainConfig(**settings)
-    config = as_begun(config)
+    config = as_begun(config, config.out)
     out, train, decoding = config.out, config.data.train, decoding_of(config.data)
     with ending_told(out, frozenset({JOBS})), process(config.runtime) as runtime:
         images = on_rank_zero(lambda: open_images(train, decoding))
+        facts = facts_of(config, images, runtime.device)
+        config, found = filled(config, facts)
         check_sizes(config, len(images))
         check_terms(config)
         config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
@@ -80,24 +91,21 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
             if finished is not None:
                 return finished
             to_device(runtime, method, teacher)
-            return run(config, images, (begun, teacher), method, runtime)
+            start = Start(begun, teacher, told(found, facts) if found else "")
+            return run(config, images, start, method, runtime)
 
 
-def run(
-    config: PretrainConfig,
-    images: Images,
-    networks: tuple[BegunEncoder, Teacher | None],
-    method: GuidedMoCo,
-    runtime: Runtime,
-) -> PretrainResult:
+def run(config: PretrainConfig, images: Images, start: Start, method: GuidedMoCo, runtime: Runtime) -> PretrainResult:
     """Train from the newest whole checkpoint in the run's folder, or from the start, to the end."""
-    begun, teacher = networks
+    teacher = start.teacher
     total_steps = config.optim.epochs * (len(images) // config.optim.batch_size)
     with session_of(config, total_steps, runtime, PretrainResult) as session:
+        if start.found:
+            logger.info("%s", start.found)
         logger.info("%s", summary(config, images, runtime))
         if method.contrasts and world_size() * config.moco.bn_splits == 1:
             logger.info("%s", UNSHUFFLED)
-        tell_beginning(begun)
+        tell_beginning(start.student)
         tell_teacher(config, teacher)
         task = Pretraining(config, method, teacher, images, session)
         return train_to_the_end(task, update_of(config, task), session, finish)

@@ -17,12 +17,12 @@ class Fault(NamedTuple):
     inside: str = ""
 
 
-ALGORITHM = ("tests/mgd/test_mgd.py",)
+ALGORITHM = ("tests/mgd",)
 AUGMENT = ("tests/moco/test_augment.py",)
 BEGINNING = ("tests/tasks/test_teachers.py", "-k", "begins")
 BACKENDS = ("tests/data/test_views.py",)
 BUILDER = ("tests/moco/test_builder.py",)
-DATA = ("tests/data/test_folder.py",)
+DATA = ("tests/data/test_folder.py", "tests/data/test_samples.py", "tests/data/test_order.py")
 DETECTOR = ("tests/tasks/detection/test_retinanet.py",)
 ENCODERS = ("tests/networks/test_backbones.py",)
 FEATURES = ("tests/evaluation/test_features.py",)
@@ -36,10 +36,10 @@ METHOD = ("tests/tasks/test_moco.py",)
 PADDING = ("tests/tasks/detection/test_padding.py",)
 PROBE = ("tests/linear_eval/test_probe.py",)
 PROTOCOLS = ("tests/linear_eval/test_protocols.py",)
-RANKS = ("tests/test_distributed.py", "-k", "not torchrun")
+RANKS = ("tests/test_distributed.py", "tests/tasks/test_two_processes.py")
 REPLAY = ("tests/test_reference.py", "-k", "resnet18")
 RESUME = ("tests/tasks/test_resume.py", "-k", "middle or knn_rows")
-ROWS = ("tests/training/test_loop.py", "-k", "row or rows or finite or saved")
+ROWS = ("tests/training/test_loop.py", "tests/training/test_losses.py", "-k", "row or rows or finite or saved")
 SCHEDULE = ("tests/training/test_schedule.py",)
 SETTINGS = ("tests/test_settings.py",)
 SHAPES = ("tests/tasks/detection/test_samples.py",)
@@ -49,7 +49,7 @@ STEP = ("tests/tasks/test_training_step.py",)
 TAPS = ("tests/networks/test_taps.py",)
 TEACHER = ("tests/networks/test_teacher.py", "tests/tasks/test_training_step.py", "-k", "folded or evaluation_mode")
 VITS = ("tests/networks/test_vit.py",)
-WEIGHTS = ("tests/networks/test_weights.py",)
+WEIGHTS = ("tests/networks/test_weights.py", "tests/networks/test_teacher_maps.py")
 
 MOCO = [
     Fault("EMA factor of the GPU path", "_foreach_mul(queries, 1 - self.momentum)", "_foreach_mul(queries, self.momentum)", BUILDER),
@@ -226,10 +226,10 @@ TEACHERS = [
 ]  # fmt: skip
 
 CLASSIFIER = ("tests/tasks/test_classifier.py",)
-CLASSIFY = ("tests/tasks/test_classification.py", "-k", "reach or mixed or average")
+CLASSIFY = ("tests/tasks/test_classify_settings.py", "-k", "reach or mixed or average")
 CUB = ("tests/data/test_cub.py",)
 PAIRS = ("tests/distillation/test_pairs.py",)
-PARTS = ("tests/test_task_reference.py", "-k", "schedules or logit")
+PARTS = ("tests/test_task_reference_units.py", "-k", "schedules or logit")
 CLASSES = ("tests/report/test_classification.py", "-k", "hand or epoch")
 
 CLASSIFICATION = [
@@ -250,8 +250,8 @@ CLASSIFICATION = [
     Fault("report: last epoch called best", 'same images", "best_")', 'same images", "")', CLASSES),
 ]  # fmt: skip
 
-TERM = ("tests/test_term_reference.py",)
-TERM_RUNS = ("tests/tasks/test_terms.py",)
+TERM = ("tests/test_term_reference.py", "tests/distillation/test_formulas.py")
+TERM_RUNS = ("tests/tasks/test_terms.py", "tests/distillation/test_weighting.py")
 TERM_SETTINGS = ("tests/test_settings.py", "-k", "of_a_term")
 COLLAPSE = ("tests/training/test_collapse.py",)
 

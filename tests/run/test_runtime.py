@@ -107,20 +107,20 @@ def test_compiling_is_decided_by_device_length_and_tools(
 
 def test_a_run_goes_on_in_the_precision_it_began_with(tmp_path: Path) -> None:
     config = PretrainConfig(out=tmp_path, data=DataConfig(train=tmp_path))
-    assert as_begun(config) is config
+    assert as_begun(config, tmp_path) is config
     (tmp_path / "config.json").write_text('{"config": {"runtime": {"precision": "float16"}}}')
-    assert as_begun(config).runtime == RuntimeConfig(precision="float16")
+    assert as_begun(config, tmp_path).runtime == RuntimeConfig(precision="float16")
     (tmp_path / "config.json").write_text(
         '{"config": {"runtime": {"precision": "float32"}, "teacher_precision": "bfloat16"}}'
     )
     left_open = config.model_copy(update={"teacher_precision": "auto"})
-    assert as_begun(left_open).teacher_precision == "bfloat16"
-    assert as_begun(config).teacher_precision == "float32"
+    assert as_begun(left_open, tmp_path).teacher_precision == "bfloat16"
+    assert as_begun(config, tmp_path).teacher_precision == "float32"
     told = left_open.model_copy(update={"runtime": RuntimeConfig(precision="bfloat16"), "teacher_precision": "float32"})
-    assert as_begun(told) is told
+    assert as_begun(told, tmp_path) == told
     for damaged in ("{", "[]", '{"config": 3}', '{"config": {"runtime": {"precision": "half"}}}'):
         (tmp_path / "config.json").write_text(damaged)
-        assert as_begun(config) is config
+        assert as_begun(config, tmp_path) is config
 
 
 @pytest.mark.parametrize(
