@@ -2,7 +2,7 @@
 
 import copy
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +132,12 @@ def watching(seen: Seen, task: type, steps: int | None = None) -> Iterator[None]
 def sinks_noted() -> Iterator[list[str]]:
     """Services that runs within are told to send their numbers to; none is opened."""
     opened: list[str] = []
+
+    def note(names: Sequence[str], folder: Path) -> list[Any]:
+        opened.extend(names)
+        return []
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(log, "check_installed", lambda names: None)
-        monkeypatch.setattr(log, "open_sinks", lambda names, folder: opened.extend(names) or [])
+        monkeypatch.setattr(log, "open_sinks", note)
         yield opened
