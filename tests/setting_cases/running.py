@@ -82,19 +82,16 @@ def runtime_channels_last(run: Runs) -> None:
 @case
 def teacher_precision(run: Runs) -> None:
     maps = {}
-    for wanted in ("float32", "bfloat16", "int8"):
+    for wanted in ("float32", "bfloat16"):
         settings = tiny(run.images, run.folder / f"teacher in {wanted}", teacher=run.teacher, teacher_precision=wanted)
         stepper, batches = stepper_for(settings, 1)
         (_, _, targets, *_) = stepper.task.inputs(batches[0], 0)
         maps[wanted] = [target.map for target in targets["mgd"]]
-    assert {each.dtype for name in ("float32", "int8") for each in maps[name]} == {torch.float32}
+    assert {each.dtype for each in maps["float32"]} == {torch.float32}
     assert {each.dtype for each in maps["bfloat16"]} == {torch.bfloat16}
-    for exact, *others in zip(*maps.values(), strict=True):
-        assert not any(torch.equal(exact, rounded) for rounded in others)
-        cosines = [torch.nn.functional.cosine_similarity(x.float().flatten(1), exact.flatten(1)) for x in others]
-        assert (
-            torch.stack(cosines).mean(1).min() > 0.99
-        )  # a few values change their sign, where two of a group are nearly opposite
+    for exact, rounded in zip(*maps.values(), strict=True):
+        cosine = torch.nn.functional.cosine_similarity(rounded.float().flatten(1), exact.flatten(1))
+        assert cosine.mean() > 0.99  # a few values change their sign, where two of a group are nearly opposite
 
 
 @case
