@@ -70,8 +70,8 @@ def compared_with_float32(encoder: Path, images: Path, seed: int) -> dict[str, o
     }  # fmt: skip
     found: dict[str, object] = {}
     for name, look in looks.items():
-        features = [torch.cat([look(part)[1].float() for part in each.split(200)]) for each in (bank, asked)]
-        right = top1(features[0], features[1], labels, truth)
+        seen, queries = (torch.cat([look(part)[1].float() for part in each.split(200)]) for each in (bank, asked))
+        right = top1(seen, queries, labels, truth)
         cosines = [cosine(one, other) for one, other in zip(look(asked)[0], teacher(asked), strict=True)]
         found[name] = {"map_cosine": cosines, "knn_top1": round(100 * right, 2)}
     error = 100 * (right * (1 - right) / len(truth)) ** 0.5
