@@ -105,7 +105,7 @@ def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
 
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
-    """Teacher forward, key forward, query forward and backward, and nothing around them; of as many views as terms want."""
+    """Teacher forward, key forward, query forward and backward, nothing around them; of as many views as terms want."""
     config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
