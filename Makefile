@@ -38,7 +38,7 @@ docs: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --all-extras --no-annotate -q \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --all-extras --no-annotate -q \
 		-c $(VENV)/frozen.txt -o requirements-lock.txt
 
 bench: $(VENV)/.installed

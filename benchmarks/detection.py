@@ -15,7 +15,7 @@ from mgd_ssl.files import read_json
 from mgd_ssl.tasks.classify import classify
 from mgd_ssl.tasks.detection.detect import detect
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(6))
 STEPS, TEACHERS_STEPS = 400, 1000
 STUDENT, TEACHER = "thin_resnet10", "thin_resnet14"
 ARMS = {  # and what the table calls them

@@ -19,6 +19,7 @@ from mgd_ssl.config import (
     MaxPixels,
     Mean,
     RuntimeConfig,
+    Sinks,
     check_input,
 )
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings
@@ -154,6 +155,8 @@ class ClassifyConfig(Settings):
     in the published runs."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
+    log: Sinks = ()
+    """Services that get the numbers too, beside metrics.jsonl and TensorBoard's file (docs/running.md)."""
     data: LabelledDataConfig
     mgd: GuidanceConfig = GuidanceConfig()
     kd: KDConfig = KDConfig()

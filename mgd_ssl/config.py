@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import AUTOMATIC, FREE, MAX_SEED, Required, Settings, each_once
@@ -237,6 +232,7 @@ class RuntimeConfig(Settings):
     """Steps between two rows of metrics.jsonl."""
 
 
+Sinks = Annotated[tuple[Literal["wandb", "mlflow", "trackio"], ...], AfterValidator(each_once), FREE]
 Mean = Annotated[float, Field(ge=-10, le=10)]
 Deviation = Annotated[float, Field(gt=0, le=10)]
 
@@ -285,6 +281,8 @@ class PretrainConfig(Settings):
     where both are, the first is paired with the first."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
+    log: Sinks = ()
+    """Services that get the numbers too, beside metrics.jsonl and TensorBoard's file (docs/running.md)."""
     data: DataConfig
     moco: MoCoConfig = MoCoConfig()
     mgd: MGDConfig = MGDConfig()

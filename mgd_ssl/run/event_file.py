@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mgd_ssl.files import Appended
+from mgd_ssl.run.sinks.sink import numbers_of
 
 NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 
@@ -47,11 +48,7 @@ class EventFile:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """The numbers of a row of metrics.jsonl, as `<kind>/<name>`."""
-        values = [
-            Summary.Value(tag=f"{row['kind']}/{name}", simple_value=value)
-            for name, value in row.items()
-            if name not in ("kind", "step") and isinstance(value, int | float)
-        ]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers_of(row).items()]
         if values:
             self._add(Event(step=row["step"], summary=Summary(value=values)))
 

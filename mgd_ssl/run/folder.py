@@ -15,10 +15,11 @@ from mgd_ssl.run.lock import JOBS, UNTRAINED, take
 from mgd_ssl.run.log_file import is_free
 from mgd_ssl.run.result import read_plain
 from mgd_ssl.run.runtime import AUTOCAST, on_rank_zero
+from mgd_ssl.run.sinks.sink import KNOWN
 from mgd_ssl.setting_keys import automatic_keys, changed, flattened, given_keys, value_of
 from mgd_ssl.settings import S, SettingError
 
-OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, ".lock", ".*.tmp")
+OF_A_START = ("config.json", "log.txt", "tensorboard", "checkpoints", JOBS, KNOWN, "wandb", ".lock", ".*.tmp")
 BEFORE_TRAINING = ("metrics.jsonl", "skipped_*.jsonl", "matching_costs.npz")  # said of settings that may change
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from mgd_ssl.run.event_file import EventFile
 from mgd_ssl.run.log_file import LogFile
 from mgd_ssl.run.metrics import MetricsFile
 from mgd_ssl.run.runtime import on_rank_zero
+from mgd_ssl.run.sinks.sink import Guarded, check_installed, open_sinks
 from moco.dist import rank
 
 
@@ -44,12 +45,16 @@ class RunLog:
         first_step: where it starts.
         metrics_bytes: length of metrics.jsonl at the checkpoint the run continues from: what was written after it
             is cut off, so that nothing occurs twice.
+        sinks: names of services that get the rows too.
     """
 
-    def __init__(self, folder: Path, total_steps: int, first_step: int, metrics_bytes: int = 0) -> None:
+    def __init__(
+        self, folder: Path, total_steps: int, first_step: int, metrics_bytes: int = 0, sinks: Sequence[str] = ()
+    ) -> None:
         self.active = rank() == 0
         self.folder, self.total_steps, self.first_step = folder, total_steps, first_step
-        self._metrics_bytes = metrics_bytes
+        self._metrics_bytes, self._names = metrics_bytes, sinks
+        self._sinks: list[Guarded] = []
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._last_line = time.monotonic()
@@ -82,8 +87,10 @@ class RunLog:
         for handler in self._handlers:
             logger.addHandler(handler)
         self._showwarning, warnings.showwarning = warnings.showwarning, self._note_warning
-        if self.active and self._metrics.complaint:
-            logger.warning("%s", self._metrics.complaint)
+        if self.active:
+            if self._metrics.complaint:
+                logger.warning("%s", self._metrics.complaint)
+            self._sinks = open_sinks(self._names, self.folder)
         return self
 
     def _note_warning(
@@ -112,11 +119,14 @@ class RunLog:
             for opened in (self._metrics, self._scalars):
                 with suppress(OSError):  # what must be on the disk was synced; the rest is no reason to fail at the end
                     opened.close()
+            for sink in self._sinks:
+                sink.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
 
     def _open_files(self) -> None:
+        check_installed(self._names)
         path = self.folder / "metrics.jsonl"
         with writing(self.folder / "log.txt"):
             self._file = LogFile(self.folder)
@@ -155,6 +165,8 @@ class RunLog:
             self._metrics.write(row)
         with writing(self.folder / "tensorboard"):
             self._scalars.add(row)
+        for sink in self._sinks:
+            sink.add(row)
 
     def progress(self, step: int, numbers: str, left: str = "") -> None:
         """Show where training is: a bar in a terminal, a line now and then elsewhere; `left` is of `TimeLeft.told`."""

@@ -1,6 +1,6 @@
 """An open run: its newest state, its log, what is measured between two rows of it, and how it stops and is saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -28,15 +28,16 @@ class Session:
         total_steps: length of the run.
         runtime: device and precision.
         keep: newest checkpoints kept.
+        sinks: names of services that get its rows too.
     """
 
-    def __init__(self, out: Path, total_steps: int, runtime: Runtime, keep: int = 2) -> None:
+    def __init__(self, out: Path, total_steps: int, runtime: Runtime, keep: int = 2, sinks: Sequence[str] = ()) -> None:
         self.out, self.total_steps, self.runtime = out, total_steps, runtime
         self.step = 0  # finished steps
         self.accounts: list[Account] = []
         self.stop: StopRequest | None = None  # while it listens
         self.state: dict[str, Any] | None = None  # the newest one that was saved
-        self._checkpoints = Checkpoints(out / "checkpoints", keep)
+        self._checkpoints, self._sinks = Checkpoints(out / "checkpoints", keep), sinks
         self._stack = ExitStack()
 
     def __enter__(self) -> "Session":
@@ -46,7 +47,7 @@ class Session:
             self.state = self._checkpoints.read(newest)
             self.step = self.state["step"]
         metrics_bytes = self.state["metrics_bytes"] if self.state else 0
-        self.log = self._stack.enter_context(RunLog(self.out, self.total_steps, self.step, metrics_bytes))
+        self.log = self._stack.enter_context(RunLog(self.out, self.total_steps, self.step, metrics_bytes, self._sinks))
         for complaint in complaints:
             logger.warning("%s", complaint)
         if newest is not None:

@@ -46,6 +46,9 @@ class TrainingSettings(RunSettings, Protocol):
     """Settings of a run that is trained."""
 
     @property
+    def log(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
     def optim(self) -> Batched: ...  # noqa: D102
 
     @property
@@ -97,7 +100,7 @@ def to_device(runtime: Runtime, *modules: nn.Module | None) -> None:
 def session_of(config: TrainingSettings, total_steps: int, runtime: Runtime, kind: type[R]) -> Iterator[Session]:
     """The open run at its newest whole checkpoint, or at its start."""
     told = on_rank_zero(lambda: damage(config.out, keys_of_result(kind), ENCODER))
-    with Session(config.out, total_steps, runtime, config.checkpoint.keep) as session:
+    with Session(config.out, total_steps, runtime, config.checkpoint.keep, config.log) as session:
         if told:
             logger.warning("%s; %s and result.json are made anew from the last checkpoint", told, ENCODER)
         yield session

@@ -39,7 +39,7 @@ class Runs:
             for name, value in network.state_dict().items():
                 if name.endswith(("running_mean", "bias")):
                     value.uniform_(-0.2, 0.2, generator=generator)
-            network.fc.weight.data *= 30  # softened logits differ from temperature to temperature
+            network.get_parameter("fc.weight").data.mul_(30)  # softened logits differ from temperature to temperature
             torch.save(network.state_dict(), path)
         self.known: dict[str, Seen] = {}
 

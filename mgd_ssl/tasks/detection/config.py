@@ -16,6 +16,7 @@ from mgd_ssl.config import (
     MaxPixels,
     Mean,
     RuntimeConfig,
+    Sinks,
     StageWeight,
     check_input,
 )
@@ -168,6 +169,8 @@ class DetectConfig(Settings):
     """Take a teacher that detects other classes than there are in the data."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of everything random in the run."""
+    log: Sinks = ()
+    """Services that get the numbers too, beside metrics.jsonl and TensorBoard's file (docs/running.md)."""
     evaluate_every: Annotated[int | None, FREE] = Field(None, ge=1)
     """Steps between two evaluations of average precision; None: at the end alone."""
     data: DetectionDataConfig = DetectionDataConfig()

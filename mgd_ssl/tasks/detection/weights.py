@@ -10,7 +10,6 @@ from torchvision.models.resnet import ResNet
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import initial_classifier, set_head, stage_taps
-from mgd_ssl.networks.normalisation import Normalisation
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.networks.weights import Asked, load_backbone, load_trained
 from mgd_ssl.networks.weights_file import read_weights
@@ -20,6 +19,7 @@ from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.tasks.detection.coco import Category
 from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detectron2_file import is_detectron2, is_pickle, load_detectron2
+from mgd_ssl.tasks.teachers import input_asked
 
 USUAL_STUDENT = "resnet18"
 HEADS = ("head.classification_head.cls_logits.bias", "roi_heads.box_predictor.cls_score.bias")
@@ -62,8 +62,7 @@ def load_teacher(config: DetectConfig, categories: list[Category]) -> Teacher | 
     if config.teacher is None:
         return None
     given = config.teacher
-    path, mean, std = on_rank_zero(lambda: find_weights(given)), config.teacher_mean, config.teacher_std
-    normalisation = None if mean is None or std is None else Normalisation(mean, std)
+    path, normalisation = on_rank_zero(lambda: find_weights(given)), input_asked(config)
     state = {} if is_pickle(path) else read_weights(path).state
     if is_pickle(path) or is_detectron2(state):
         backbone, report, classes = load_detectron2(path, config.teacher_arch, normalisation)
