@@ -4,11 +4,13 @@
 # make mutants wrong lines put into copies of the code: the tests must notice every one
 # make test-gpu  on a machine with a GPU: what it has to pass, in under ten minutes
 # make check  set up, then lint and type-check
+# make lock   requirements-lock.txt anew: the versions of .venv, which the tests were run with
+# make docs   set up, then the site, in site/: dead links are errors
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-gpu faults mutants check bench clean
+.PHONY: demo test test-gpu faults mutants check docs lock bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgd-ssl demo
@@ -30,6 +32,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+lock: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --all-extras --no-annotate -q \
+		-c $(VENV)/frozen.txt -o requirements-lock.txt
+
 bench: $(VENV)/.installed
 	$(BIN)/mgd-ssl bench --image-size 64 --batch-size 32
 	$(BIN)/mgd-ssl bench --image-size 224 --batch-size 8
@@ -40,9 +51,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt docs/requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw
 from moco.keyed import keyed_generator
 
 CLASSES = ("disc", "square", "triangle", "ring")
-EDGE = 64  # pixels of an image
+EDGE = 64  # pixels of an image's longer side
+SHAPES = ((EDGE, EDGE), (EDGE, 48), (48, EDGE))  # width and height: in a batch some are padded
 OBJECTS = (1, 3)  # in an image, the larger one included
 EDGES = (14, 34)  # pixels of an object
-COUNTS = {"train": 400, "val": 150}
+COUNTS = {"train": 600, "val": 300}
 
 
 def texture(rng: np.random.Generator, edge: int) -> np.ndarray:
@@ -51,10 +52,11 @@ def overlap(box: tuple[int, int, int], others: list[tuple[int, int, int]]) -> bo
 
 def picture(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, int, int]], list[int]]:
     """An image, the squares its objects fill, and their classes."""
-    pixels, boxes, labels = texture(rng, EDGE), list[tuple[int, int, int]](), list[int]()
+    width, height = SHAPES[rng.integers(len(SHAPES))]
+    pixels, boxes, labels = texture(rng, EDGE)[:height, :width], list[tuple[int, int, int]](), list[int]()
     for _ in range(int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))):
         edge = int(rng.integers(*EDGES))
-        x, y = (int(v) for v in rng.integers(0, EDGE - edge, 2))
+        x, y = int(rng.integers(width - edge)), int(rng.integers(height - edge))
         if overlap((x, y, edge), boxes):
             continue
         label = int(rng.integers(len(CLASSES)))
@@ -74,7 +76,7 @@ def write(folder: Path) -> None:
         for i in range(count):
             image, boxes, labels = picture(keyed_generator(0, "shapes", split, i))
             image.save(folder / f"{name}2017" / f"{i:06d}.png")
-            images.append({"id": i, "file_name": f"{i:06d}.png", "width": EDGE, "height": EDGE})
+            images.append({"id": i, "file_name": f"{i:06d}.png", "width": image.width, "height": image.height})
             for (x, y, edge), label in zip(boxes, labels, strict=True):
                 annotations.append({
                     "id": len(annotations) + 1, "image_id": i, "category_id": label + 1, "bbox": [x, y, edge, edge],
@@ -83,6 +85,20 @@ def write(folder: Path) -> None:
         categories = [{"id": label + 1, "name": each} for label, each in enumerate(CLASSES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"instances_{name}2017.json").write_text(json.dumps(content))
+
+
+def write_objects(folder: Path, count: int) -> None:
+    """The same shapes as a labelled set, one an image and most of it: `train/CLASS/*.png` and `val/CLASS/*.png`."""
+    for split, name in enumerate(COUNTS):
+        for label, each in enumerate(CLASSES):
+            (folder / name / each).mkdir(parents=True)
+            for i in range(count):
+                rng = keyed_generator(0, "objects", split, label, i)
+                edge, own = int(rng.integers(EDGES[0], EDGE)), texture(rng, EDGE)
+                pixels, inside = texture(rng, EDGE), mask(each, edge)
+                x, y = (int(v) for v in rng.integers(0, EDGE - edge + 1, 2))
+                pixels[y : y + edge, x : x + edge][inside] = own[:edge, :edge][inside]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name / each / f"{i:04d}.png")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class RunsConfig(Settings):
     """Print one JSON object a run instead of the table."""
 
 
-TRAININGS = ("pretrain", "classify")  # commands whose job is the run itself; others evaluate it
+TRAININGS = ("pretrain", "classify", "detect")  # commands whose job is the run itself; others evaluate it
 
 
 class Row(NamedTuple):

@@ -265,9 +265,10 @@ class PretrainConfig(Settings):
     MoCo."""
     teacher_arch: str | None = None
     """Architecture of the teacher, of a ViT its name in timm; None: told from the shapes in the file."""
-    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    teacher_precision: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
     """Of the teacher in a training step, if that of the training is float32; matching and k-NN see it in float32. auto:
-    as the run began; a new one in bfloat16 on a processor that has it natively, where it takes half the time."""
+    as the run began; a new one in bfloat16 on a processor that has it natively, where it takes half the time. int8,
+    on a CPU: a teacher's convolutions in 8 bits, calibrated on 256 training images, and never compiled."""
     teacher_mean: tuple[Mean, Mean, Mean] | None = None
     """Mean that the teacher's input has, pixels being from 0 to 1; None: as its files or what is known of them say."""
     teacher_std: tuple[Deviation, Deviation, Deviation] | None = None

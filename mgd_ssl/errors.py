@@ -84,6 +84,19 @@ def out_of_files(error: BaseException) -> TrainingError | None:
     return None
 
 
+def mixed_builds(error: BaseException) -> UserError | None:
+    """The sentence for a torchvision that was built for another torch, None for any other error.
+
+    Its operators are then missing, which importing it notices. PyPI's torchvision beside a torch for CPUs is one.
+    """
+    if not (isinstance(error, RuntimeError) and str(error).startswith("operator torchvision::")):
+        return None
+    return UserError(
+        f"torchvision was built for another torch ({error}): install both anew from one place, as by pip install "
+        "--force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+    )
+
+
 def exit_code(program: Callable[[], int | None]) -> int:
     """Run a program; its errors become one sentence on stderr (of rank 0) and an exit code.
 
@@ -101,7 +114,7 @@ def exit_code(program: Callable[[], int | None]) -> int:
         say(f"mgd-ssl: {error} (told on rank {os.environ.get('RANK')})")
         return 1
     except Exception as error:
-        if (told := out_of_files(error)) is None:
+        if (told := out_of_files(error) or mixed_builds(error)) is None:
             raise
         say(f"mgd-ssl: {told}")
         return code_of(told)

@@ -45,6 +45,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def max_over_ranks(values: Tensor) -> Tensor:
+    """Take the largest of every element over all ranks, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+@torch.no_grad()
 def broadcast(values: Tensor) -> Tensor:
     """Overwrite a tensor on every rank with that of rank 0, in place; returns it."""
     if world_size() > 1:

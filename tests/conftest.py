@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import trained_teacher
+
 # a shell starts jobs in the background with SIGINT ignored and nohup with SIGHUP; these tests would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -71,3 +73,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cached files are kept in a folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache_home"))
     return tmp_path / "cache_home"
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)

@@ -33,6 +33,7 @@ from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 
 SPEED = ("seconds", "images_per_second", "data_wait")  # what differs between two equal runs
+Reference = Callable[..., Path]  # the uninterrupted run of some settings
 DEADLINE = 120  # seconds after which a process of a test hangs
 
 # children are forked from one process that has imported everything: a real process in milliseconds
@@ -252,6 +253,8 @@ class Stepper:
         with Session(config.out, 9, self.runtime) as self.session:
             self.task = Pretraining(config, self.module, self.teacher, self.images, self.session)
             self.update = update_of(config, self.task)
+            if self.task.sight.int8:
+                self.task.calibrate()
             if self.teacher is not None:
                 self.task.rematch()
         self.module.train()

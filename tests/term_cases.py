@@ -168,7 +168,7 @@ def queue_size(name: str) -> Case:
 def seed_temperatures(runs: TermRuns) -> None:
     student, target, queue, found = given(runs, "seed", 4)
     assert student.output is not None
-    s, t = F.normalize(student.output.detach().double(), dim=1), target.embedding.double()
+    s, t = F.normalize(student.output.detach().double(), dim=1), target.double()
     theirs, ours = (torch.cat([(x * t).sum(1, keepdim=True), x @ queue.T], 1) for x in (t, s))
     shares = (theirs / OWN["seed"]["teacher_temperature"]).softmax(1)
     expected = -(shares * (ours / OWN["seed"]["student_temperature"]).log_softmax(1)).sum(1).mean()
@@ -179,8 +179,8 @@ def compress_temperature(runs: TermRuns) -> None:
     _, target, queue, found = given(runs, "compress", 5)
     mapped = runs.steps[5].mapped
     assert mapped is not None
-    ours = (F.normalize(mapped.double(), dim=1) @ queue.T / OWN["compress"]["temperature"]).log_softmax(1)
-    theirs = target.log_shares.double()
+    both = (F.normalize(mapped.double(), dim=1), target.double())
+    ours, theirs = ((x @ queue.T / OWN["compress"]["temperature"]).log_softmax(1) for x in both)
     assert found == pytest.approx((theirs.exp() * (theirs - ours)).sum(1).mean().item(), rel=1e-4)
 
 

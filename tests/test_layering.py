@@ -31,6 +31,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
 ]
 HOOKS = {"_note_warning"}  # in the place of one of Python's own, which has more parameters
 HEAVY = ("torch", "torchvision", "faiss", "cv2", "scipy", "matplotlib", "pandas")
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
@@ -73,6 +74,11 @@ def test_files_and_functions_can_be_read_at_once(path: Path) -> None:
         given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         names = [each.arg for each in given if each.arg not in ("self", "cls")]
         assert node.name == "__init__" or len(names) <= 5, node.name
+
+
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_tests_can_be_read_at_once(path: Path) -> None:
+    assert path.read_text().count("\n") <= 300
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

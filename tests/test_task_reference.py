@@ -3,15 +3,9 @@
 The recordings and how they were made: docs/reference.md; `recipe_tasks.py` rebuilds weights, images and labels.
 """
 
-import importlib.util
-import os
 import re
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,28 +16,36 @@ from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.kd import LogitDistillation
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.term import Seen
-from mgd_ssl.mgd.loss import partial_l2
-from mgd_ssl.mgd.margin import relu_margin
-from mgd_ssl.mgd.matching import MatchingStatistics, assign, matching_cost, total_cost
+from mgd_ssl.mgd.matching import MatchingStatistics, assign, total_cost
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.mgd.reducers import REDUCERS, taken
 from mgd_ssl.networks.backbones import build_backbone, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.run.runtime import Runtime
 from mgd_ssl.tasks.classifier import GuidedClassifier
-from mgd_ssl.training.schedule import WarmupDecay
 from mgd_ssl.training.update import Update, sgd
+from tests.recorded_tasks import (
+    CPU,
+    FOLDER,
+    RECORDED_REDUCERS,
+    REDUCED,
+    Recorded,
+    assignment_of,
+    close,
+    load_recipe,
+    on_the_recording_cpu,
+    tensor,
+)
 
-COPY = Path(__file__).parent / "reference" / "tasks"
-FOLDER = Path(os.environ.get("MGD_TASK_REFERENCE", COPY))
 UNITS = sorted(FOLDER.glob("units_cls_*_seed*.npz"))
+
+
 RUNS = sorted(FOLDER.glob("train_cls_*_seed*.npz"))
-REDUCED = sorted(FOLDER.glob("units_reducers_seed*.npz"))
+
+
 OURS = {
     "r152": "resnet152", "r50": "resnet50", "mbv1": "mobilenet_v1",
     "mbv2": "mobilenet_v2_moved_stride", "shv2": "shufflenet_v2_x1_0",
 }  # fmt: skip
-RECORDED_REDUCERS = {"amp": "amp", "sp": "max", "sm": "sparse", "rd": "random_drop_everywhere"}
 
 
 class Rounding(NamedTuple):
@@ -66,125 +68,10 @@ ROUNDING = {
     "r50_mbv2": Rounding((1e-6, 4e-6, 2.8e-5, 1.8e-4), (1e-5, 1e-5, 4.6e-5), 2e-4, (1e-2, 7e-2)),
     "r50_shv2": Rounding((1e-6, 3.2e-6, 2.8e-5, 1.7e-4), (1e-5, 2.6e-5, 2.2e-4), 2e-4, (2e-5, 1e-3)),
 }
-CPU = Runtime(torch.device("cpu"), None, torch.contiguous_format, 1)
-
-Recorded = dict[str, np.ndarray]
-
-
-def load_recipe() -> ModuleType:
-    path = next(folder / "recipe_tasks.py" for folder in (FOLDER, COPY) if (folder / "recipe_tasks.py").is_file())
-    spec = importlib.util.spec_from_file_location("recipe_tasks", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array))
-
-
-def close(found: Any, expected: Any, relative: float, absolute: float = 0.0) -> None:
-    found, expected = (torch.as_tensor(np.asarray(value)).double() for value in (found, expected))
-    torch.testing.assert_close(found, expected, rtol=relative, atol=absolute)
 
 
 def test_there_are_recordings() -> None:
     assert UNITS and RUNS and REDUCED, f"no recordings in {FOLDER}"
-
-
-# the parts alone
-
-
-def case_of(path: Path, case: str) -> Recorded:
-    return {key.removeprefix(f"{case}_"): value for key, value in np.load(path).items() if key.startswith(f"{case}_")}
-
-
-def assignment_of(flat: np.ndarray, channels: int) -> Tensor:
-    """Entry g * C_s + s belongs to student channel s: [C_s, G]."""
-    return tensor(flat.astype(np.int64)).view(-1, channels).T.contiguous()
-
-
-CASES = ["wide", "rest", "narrow", "equal"]
-
-
-@pytest.mark.parametrize("path", REDUCED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("case", CASES)
-def test_margin_and_assignment(path: Path, case: str) -> None:
-    recorded = case_of(path, case)
-    close(relu_margin(tensor(recorded["gamma"]), tensor(recorded["beta"])), recorded["margin"], 1e-6, 1e-6)
-    s, t, cost = (tensor(recorded[key]) for key in ("s", "t", "cost"))
-    ours = matching_cost(s, t)
-    close(min((ours, ours / len(s)), key=lambda each: float((each - cost).abs().max())), cost, 1e-6, 1e-6)
-    for reducer, name in RECORDED_REDUCERS.items():
-        total = total_cost(cost, assign(cost, 1 if REDUCERS[name].takes_one else None))
-        assert total <= float(recorded[f"{reducer}_total"]) * (1 + 1e-6)
-        close(total, recorded[f"{reducer}_rectangular_optimum"], 1e-6)
-
-
-@pytest.mark.parametrize("path", REDUCED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("reducer", RECORDED_REDUCERS)
-def test_reducer_loss_and_gradients(path: Path, case: str, reducer: str) -> None:
-    recorded = case_of(path, case)
-    s, t, margins = tensor(recorded["s"]), tensor(recorded["t"]), tensor(recorded["margin"])
-    assignment = assignment_of(recorded[f"{reducer}_assign"], s.shape[1])
-    if reducer == "rd":
-        drawn, drawn_margin = (tensor(recorded[f"rd_{name}"].astype(np.int64)) for name in ("draw", "margin_draw"))
-        target, margin = taken(t, margins, assignment, drawn.view(s.shape), drawn_margin)
-    else:
-        target, margin = REDUCERS[RECORDED_REDUCERS[reducer]](t, margins, assignment)
-    close(target, recorded[f"{reducer}_target"], 1e-5)
-    close(margin, recorded[f"{reducer}_margin"], 1e-5)
-    norm = nn.BatchNorm2d(s.shape[1])
-    loss = partial_l2(norm(s.requires_grad_()), target, margin)
-    loss.backward()
-    close(loss.item(), recorded[f"{reducer}_loss"], 1e-5)
-    found = {"grad": s.grad, "norm_weight_grad": norm.weight.grad, "norm_bias_grad": norm.bias.grad}
-    for name, gradient in found.items():
-        expected = recorded[f"{reducer}_{name}"]
-        close(gradient, expected, 1e-5, 1e-5 * float(np.abs(expected).max()))
-
-
-@pytest.mark.parametrize("path", REDUCED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("case", CASES)
-def test_logit_distillation(path: Path, case: str) -> None:
-    recorded = case_of(path, case)
-    logits, term = tensor(recorded["s_logits"]).requires_grad_(), LogitDistillation(1.5)
-    loss = term.loss(Seen(output=logits), term.prepare(Seen(output=tensor(recorded["t_logits"])), 0))
-    loss.backward()
-    close(loss.item(), recorded["kd_loss"], 1e-5)
-    close(logits.grad, recorded["kd_grad"], 1e-5, 1e-7)
-
-
-def test_schedules() -> None:
-    recorded = np.load(
-        next(folder / "schedules.npz" for folder in (FOLDER, COPY) if (folder / "schedules.npz").exists())
-    )
-    settings: dict[str, dict[str, Any]] = {
-        "imagenet_lr": {"peak": 0.1, "milestones": (41, 71, 91), "warmup_epochs": 10},
-        "cub_lr": {"peak": 0.01, "milestones": (31, 61, 81)},
-        "base_lr": {"peak": 0.1, "milestones": (30, 60, 90)},
-    }
-    for name, setting in settings.items():
-        epochs = len(recorded[name])
-        schedule = WarmupDecay(epochs=epochs, steps_per_epoch=7, **setting)
-        rates = np.array([schedule(step) for step in range(7 * epochs)]).reshape(epochs, 7)
-        close(rates, np.repeat(recorded[name][:, None], 7, axis=1), 1e-9)
-
-
-# whole networks
-
-
-def on_the_recording_cpu(replay: Callable[..., None], *args: Path) -> None:
-    """Run in a process of its own with the kernels the runs were recorded with: AVX2, one thread."""
-    with (
-        pytest.MonkeyPatch.context() as monkeypatch,
-        ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
-    ):
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-        pool.submit(replay, *args).result()
 
 
 class Pair:

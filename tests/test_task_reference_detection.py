@@ -25,7 +25,7 @@ from mgd_ssl.tasks.detection.padding import PaddedSeen
 from mgd_ssl.tasks.detection.samples import Prepared, padded
 from mgd_ssl.tasks.detection.uploaded import Uploaded
 from mgd_ssl.tasks.detection.weights import Beginning
-from tests.test_task_reference import COPY, CPU, FOLDER, assignment_of, close, load_recipe, on_the_recording_cpu, tensor
+from tests.recorded_tasks import COPY, CPU, FOLDER, assignment_of, close, load_recipe, on_the_recording_cpu, tensor
 
 UNITS = sorted(FOLDER.glob("units_det_r50_r18_seed*.npz"))
 STAGES = (1, 2, 3, 4)

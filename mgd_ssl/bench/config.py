@@ -17,7 +17,7 @@ class StepConfig(Settings):
     """Architecture that is trained."""
     teacher: str = "resnet50"
     """Architecture that teaches; its weights are random here."""
-    teacher_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    teacher_precision: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
     """Of the teacher in the step; the bare networks stay as `runtime.precision` says."""
     image_size: int = Field(64, ge=32, le=MAX_SIZE)
     """Edge of an image in pixels."""

@@ -46,6 +46,8 @@ class Step:
             self.task = Pretraining(self.config, method, teacher, images, Session(Path(folder), 1, runtime))
         if (mgd := self.task.mgd) is not None:
             mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in mgd.assignments])
+        if self.task.sight.int8:
+            self.task.sight.calibrate([torch.randn(size_of(config)).to(runtime.device)])
         self.update = update_of(self.config, self.task)
         method.train()
         self.batch = random_batch(config, runtime.device)
@@ -97,8 +99,9 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
         network.to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
             network.compile(dynamic=False)
-    size = (config.batch_size, 3, config.image_size, config.image_size)
-    im_q, im_k = (torch.randn(size, device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2))
+    im_q, im_k = (
+        torch.randn(size_of(config), device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2)
+    )
 
     def bare() -> None:
         with runtime.autocast():
@@ -115,6 +118,11 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
         query.zero_grad(set_to_none=True)
 
     return bare
+
+
+def size_of(config: StepConfig) -> tuple[int, int, int, int]:
+    """Of a batch of one view."""
+    return (config.batch_size, 3, config.image_size, config.image_size)
 
 
 def view_rows(num_images: int) -> Tensor:

@@ -51,7 +51,7 @@ COMMANDS = {
     "doctor": Command(
         "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
     ),
-    "launch": Command("launchers.launch", "run pretrain, linear or knn as processes of this host or as Slurm jobs"),
+    "launch": Command("launchers.launch", "run a training or an evaluation as processes of this host or as Slurm jobs"),
     "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),
     "bench": Command("mgd_ssl.commands.bench", "measure the training step and the views, and say what limits a run"),

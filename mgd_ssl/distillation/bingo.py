@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgd_ssl.distillation.anchors import anchored
 from mgd_ssl.distillation.queue import Queue
 from mgd_ssl.distillation.term import Needs, Seen
 
@@ -49,21 +51,28 @@ class Bingo(nn.Module):
     def loss(self, student: Seen, target: BingoTarget) -> Tensor:
         """Mean of three parts: query, member, mixed image; each a mean over the batch."""
         p, p2, cross, share = target
-        query = student.embedding()
-        member, mixed = (student.views[name].embedding() for name in ("member", "mixed"))
+        views = [student, student.views["member"], student.views["mixed"]]
         with torch.autocast(p.device.type, enabled=False):
-            of_query = (1 - cross) * self._nce(query, p) + cross * self._nce(query, p2)
-            of_member = (1 - cross) * self._nce(member, p2) + cross * self._nce(member, p)
-            of_mixed = share * self._nce(mixed, p) + (1 - share) * self._nce(mixed, p2)
+            embeddings = torch.cat([view.embedding() for view in views]) / self.temperature
+            negative = anchored(embeddings, self.queue.rows).total  # one way through the queue for all
+            query, member, mixed = zip(embeddings.chunk(3), negative.chunk(3), strict=True)
+            of_query = (1 - cross) * nce(query, p) + cross * nce(query, p2)
+            of_member = (1 - cross) * nce(member, p2) + cross * nce(member, p)
+            of_mixed = share * nce(mixed, p) + (1 - share) * nce(mixed, p2)
             return (of_query + of_member + of_mixed) / 3
-
-    def _nce(self, embedding: Tensor, positive: Tensor) -> Tensor:
-        """-log softmax at the positive, against the queue."""
-        own = (embedding * positive).sum(dim=1, keepdim=True)  # [N, 1]
-        logits = torch.cat([own, embedding @ self.queue.rows.T], dim=1) / self.temperature  # [N, 1 + K]
-        return (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
 
     def after_step(self) -> None:
         """Enqueue the teacher's embeddings of the anchors."""
         assert self._newest is not None
         self.queue.put(self._newest)
+
+
+def nce(compared: tuple[Tensor, Tensor], positive: Tensor) -> Tensor:
+    """-log softmax at the positive, averaged over the batch.
+
+    Args:
+        compared: embeddings [N, dim] divided by the temperature, and where they stand among the negatives [N].
+        positive: [N, dim].
+    """
+    embedding, negative = compared
+    return F.softplus(negative - (embedding * positive).sum(dim=1)).mean()

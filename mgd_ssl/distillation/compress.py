@@ -1,19 +1,12 @@
 """CompRess with one queue as a term: the student stands to past images as the teacher does."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgd_ssl.distillation.anchors import anchored
 from mgd_ssl.distillation.queue import Queue
 from mgd_ssl.distillation.term import Needs, Seen
-
-
-class CompressTarget(NamedTuple):
-    """What the teacher says of a batch."""
-
-    log_shares: Tensor  # [N, K] logarithm of its softened similarities to the anchors
 
 
 class CompRess(nn.Module):
@@ -41,22 +34,26 @@ class CompRess(nn.Module):
         self._newest: Tensor | None = None
 
     @torch.no_grad()
-    def prepare(self, teacher: Seen, step: int) -> CompressTarget:
-        """The teacher's similarities to the anchors, softened."""
+    def prepare(self, teacher: Seen, step: int) -> Tensor:
+        """The teacher's feature t [N, D_t], of unit length."""
         assert teacher.feature is not None
         with torch.autocast(teacher.feature.device.type, enabled=False):
-            self._newest = F.normalize(teacher.feature.float(), dim=1)  # [N, D_t]
-            return CompressTarget(self._log_shares(self._newest))
+            self._newest = F.normalize(teacher.feature.float(), dim=1)
+        return self._newest
 
-    def loss(self, student: Seen, target: CompressTarget) -> Tensor:
-        """Divergence of an image, averaged over the batch."""
+    def loss(self, student: Seen, target: Tensor) -> Tensor:
+        """Divergence of an image, averaged over the batch.
+
+        Similarities are linear in the feature, so the teacher's expectation of them is the similarity to its mean
+        anchor.
+        """
         mapped = self.head(student.feature)
-        with torch.autocast(mapped.device.type, enabled=False):
-            ours = self._log_shares(F.normalize(mapped.float(), dim=1))
-            return F.kl_div(ours, target.log_shares, reduction="batchmean", log_target=True)
-
-    def _log_shares(self, feature: Tensor) -> Tensor:
-        return F.log_softmax(feature @ self.queue.rows.T / self.temperature, dim=1)
+        with torch.autocast(target.device.type, enabled=False):
+            scaled = torch.cat([F.normalize(mapped.float(), dim=1), target]) / self.temperature
+            total, mean, _ = anchored(scaled, self.queue.rows)
+            expected = (scaled * mean[len(target) :].repeat(2, 1)).sum(dim=1)
+            cross_entropy, entropy = (total - expected).chunk(2)
+            return (cross_entropy - entropy).mean()
 
     def after_step(self) -> None:
         """Enqueue the teacher's features."""

@@ -1,20 +1,11 @@
 """SEED as a term: the student's similarities to past embeddings of the teacher become the teacher's own."""
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgd_ssl.distillation.anchors import anchored
 from mgd_ssl.distillation.queue import Queue
 from mgd_ssl.distillation.term import Needs, Seen
-
-
-class SeedTarget(NamedTuple):
-    """What the teacher says of a batch."""
-
-    embedding: Tensor  # t [N, dim], of unit length
-    shares: Tensor  # [N, 1 + K] of the image's own embedding and of those in the queue
 
 
 class Seed(nn.Module):
@@ -44,21 +35,26 @@ class Seed(nn.Module):
         self._newest: Tensor | None = None
 
     @torch.no_grad()
-    def prepare(self, teacher: Seen, step: int) -> SeedTarget:
-        """Softmax over the own embedding and the queue."""
-        t = self._newest = teacher.embedding()  # [N, dim]
+    def prepare(self, teacher: Seen, step: int) -> Tensor:
+        """The teacher's embeddings t [N, dim], of unit length."""
+        self._newest = teacher.embedding()
+        return self._newest
+
+    def loss(self, student: Seen, target: Tensor) -> Tensor:
+        """Cross entropy of an image, averaged over the batch.
+
+        Each softmax is over the image's own teacher embedding and the queue. Similarities are linear in the student's
+        embedding, so the teacher's expectation of them is the similarity to its mean anchor.
+        """
+        s, t = student.embedding(), target
         with torch.autocast(t.device.type, enabled=False):
-            return SeedTarget(t, self._similarities(t, t).div_(self.teacher_temperature).softmax(dim=1))
-
-    def loss(self, student: Seen, target: SeedTarget) -> Tensor:
-        """Cross entropy of an image, averaged over the batch."""
-        s = student.embedding()
-        with torch.autocast(s.device.type, enabled=False):
-            return F.cross_entropy(self._similarities(s, target.embedding) / self.student_temperature, target.shares)
-
-    def _similarities(self, embedding: Tensor, own: Tensor) -> Tensor:
-        """Cosines [N, 1 + K] with the image's own teacher embedding, then with the queue."""
-        return torch.cat([(embedding * own).sum(dim=1, keepdim=True), embedding @ self.queue.rows.T], dim=1)
+            scaled = torch.cat([s / self.student_temperature, t / self.teacher_temperature])
+            total, mean, _ = anchored(scaled, self.queue.rows)
+            (ours, theirs), (_, mean_anchor) = total.chunk(2), mean.chunk(2)
+            own, teachers_own = (scaled * torch.cat([t, t])).sum(dim=1).chunk(2)  # [N] each
+            share = (teachers_own - theirs).sigmoid()  # of the own embedding in the teacher's softmax
+            expected = share * own + (1 - share) * (scaled[: len(s)] * mean_anchor).sum(dim=1)
+            return (torch.logaddexp(own, ours) - expected).mean()
 
     def after_step(self) -> None:
         """Enqueue the teacher's embeddings."""

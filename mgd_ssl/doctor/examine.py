@@ -13,6 +13,7 @@ from mgd_ssl.doctor.look import disk_needed_gb, look_at_images, look_at_teacher
 from mgd_ssl.doctor.machine import look_at_machine
 from mgd_ssl.doctor.trial import Setup, largest_batch, take_steps
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.int8 import check_int8
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.tasks.automatic import facts_of, filled, told
 from mgd_ssl.tasks.beginning import begin
@@ -44,6 +45,8 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         check_sizes(run, len(images))
         seen = look_at_images(images, config.sample, run.seed)
         teacher = load_teacher(run)
+        if run.teacher_precision == "int8":
+            check_int8(teacher, runtime.device)
         method = build_method(run, teacher, begin(run).encoder)
         if teacher is not None:
             teacher.fold()

@@ -38,6 +38,8 @@ def take_steps(setup: Setup, steps: int) -> dict[str, Any]:
     config, images, method, teacher, runtime = setup
     task = Pretraining(config, method, teacher, images, Session(config.out, 1, runtime))
     steps = min(steps, task.total_steps)
+    if task.sight.int8:
+        task.calibrate()
     if task.mgd is not None:  # any matching costs the same
         task.mgd.set_assignments([torch.randperm(a.numel()).view(a.shape) for a in task.mgd.assignments])
     update, clock = update_of(config, task), clock_of(runtime.device)

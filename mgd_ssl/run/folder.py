@@ -64,10 +64,10 @@ def saved_description(out: Path) -> dict[str, Any]:
         raise damaged_description(out, str(error)) from error
 
 
-PRECISIONS = (
-    "runtime.precision",
-    "teacher_precision",
-)  # settings that may be "auto", and are saved as what they become
+PRECISIONS = {  # settings that may be "auto", and what they may have been saved as
+    "runtime.precision": (*AUTOCAST,),
+    "teacher_precision": (*AUTOCAST, "int8"),
+}
 
 
 def as_begun(config: S, out: Path) -> S:
@@ -77,7 +77,7 @@ def as_begun(config: S, out: Path) -> S:
     """
     try:
         saved = flattened(read_json(out / "config.json")["config"])
-        begun = {key: saved[key] for key in PRECISIONS if key in saved and saved[key] in AUTOCAST}
+        begun = {key: saved[key] for key, known in PRECISIONS.items() if saved.get(key) in known}
         found = {key: value for key, value in begun.items() if value_of(config, key) == "auto"}
         if not nothing_trained(out):
             missing = set(automatic_keys(type(config))) - given_keys(config)

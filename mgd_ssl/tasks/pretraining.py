@@ -25,20 +25,22 @@ from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
-from mgd_ssl.networks.low_precision import half_teacher, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import GuidedMoCo
+from mgd_ssl.tasks.sight import Sight
 from mgd_ssl.tasks.terms import bags_of
-from mgd_ssl.tasks.views import mix, taught, views_drawn
+from mgd_ssl.tasks.views import mix, views_drawn
 from mgd_ssl.training.collapse import warning_of
 from mgd_ssl.training.schedule import Milestones, WarmupCosine
 from mgd_ssl.training.task import Event
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import broadcast, rank, world_size
 from moco.keyed import keyed_seed
+
+CALIBRATION_IMAGES = 256  # the ranges of a layer are those of millions of values
 
 
 class Pretraining:
@@ -63,9 +65,7 @@ class Pretraining:
         view_bytes = len(self.views) * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
         self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
-        dtype = teacher_dtype(config.teacher_precision, self.runtime.precision, self.runtime.device)
-        self.sight = replace(self.runtime, precision=dtype)  # of the teacher in a step
-        self.in_step = half_teacher(teacher, dtype) if teacher is not None and dtype is not None else teacher
+        self.sight = Sight(teacher, config.teacher_precision, self.runtime)
         self.account = self._account("train", images)
         self.bags = bags_of(config, images)
         self.monitor = self._monitor()
@@ -96,9 +96,8 @@ class Pretraining:
         needs = self.guide.needs(epoch)
         share = mix(views, seed, step) if "mixed" in needs.student else 1.0
         targets: dict[str, Any] = {}
-        if self.in_step is not None:
-            with self.sight.autocast():
-                seen = taught(self.in_step, views, needs)
+        if self.teacher is not None:
+            seen = self.sight(views, needs)
             with self.runtime.autocast():
                 seen.epoch, seen.share = epoch, share
                 targets = self.guide.prepare(seen, step)
@@ -126,8 +125,11 @@ class Pretraining:
     # between two epochs
 
     def _events(self) -> list[Event]:
-        """Matching updates, then k-NN, both before the first step of an epoch; k-NN of the last state too."""
+        """Calibration before the first step; matching updates, then k-NN, both before the first step of an epoch;
+        k-NN of the last state too."""
         config, epochs, events = self.config, self.config.optim.epochs, []
+        if self.sight.int8:
+            events.append(Event("calibration", (0,), self.calibrate))
         if self.mgd is not None:
             regular = chosen_matching_epochs(config.mgd.matching_epochs, epochs)
             acting = [epoch for epoch in regular if "mgd" in self.guide.at(epoch)]
@@ -141,6 +143,15 @@ class Pretraining:
     def _starts(self, epochs: Sequence[int]) -> tuple[int, ...]:
         """Finished steps when these epochs start."""
         return tuple(epoch * self.steps_per_epoch for epoch in epochs)
+
+    def calibrate(self) -> dict[str, Any]:
+        """Fix the ranges of a teacher in 8 bits by training images."""
+        config = self.config
+        seen = subset(len(self.images), CALIBRATION_IMAGES, config.seed, "calibration")
+        crops = CentreCrops(self.images, config.data.image_size, config.seed)
+        with one_pass(crops, seen, replace(self._evaluating(self.account), batch_size=32)) as batches:
+            self.sight.calibrate(self.upload.images(batch.images) for batch in batches)
+        return {"epoch": 0, "images": len(seen)}
 
     @torch.no_grad()
     def rematch(self) -> dict[str, Any]:
@@ -205,6 +216,7 @@ class Pretraining:
             "epoch": self.session.step // self.steps_per_epoch,
             "state_dict": {f"module.{name}": value for name, value in self.module.moco.state_dict().items()},
             "guide": self.guide.state_dict(),
+            "teacher_ranges": self.sight.state(),
             "knn": self.monitor.state() if self.monitor is not None else None,
         }
 
@@ -212,6 +224,7 @@ class Pretraining:
         """Take over what `state` returned."""
         self.module.moco.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
         self.guide.load_state_dict(state["guide"])
+        self.sight.load(state.get("teacher_ranges", {}))  # versions before 8 bits saved none
         if self.monitor is not None and state["knn"] is not None:
             self.monitor.load(state["knn"])
 
@@ -259,9 +272,8 @@ class Pretraining:
         self.module.gradients = False  # compiled backward passes keep nothing for a second one
         moco = self.module.moco
         networks = [moco.encoder_q, moco.encoder_k] if self.module.contrasts else [moco.encoder_q]
-        if self.teacher is not None and self.in_step is not None:
-            # one for matching, the other in steps, where they are not the same
-            networks += [teacher.backbone for teacher in {id(t): t for t in (self.teacher, self.in_step)}.values()]
+        # one for matching, the other in steps, where they are not the same; 8 bits come later and are kernels already
+        networks += [each.backbone for each in {self.teacher: 0, self.sight.teacher: 0} if each is not None]
         for network in networks:
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:

@@ -8,6 +8,7 @@ from mgd_ssl.data.images import Images
 from mgd_ssl.data.samples import decoding_of
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.networks.account import LoadReport
+from mgd_ssl.networks.int8 import check_int8
 from mgd_ssl.networks.low_precision import has_native_bfloat16
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.environment import environment
@@ -79,6 +80,8 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> PretrainR
         check_terms(config)
         config = decided(config, runtime, config.optim.epochs * (len(images) // config.optim.batch_size))
         teacher = load_teacher(config, with_head=wants_head(config))
+        if config.teacher_precision == "int8":
+            check_int8(teacher, runtime.device)
         begun = begin(config)
         method = build_method(config, teacher, begun.encoder)
         if teacher is not None:

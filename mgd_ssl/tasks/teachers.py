@@ -41,10 +41,14 @@ def load_teacher(config: Taught, with_classifier: bool = False, with_head: bool 
     path = config.teacher
     if path is None:
         return None
-    mean, std = config.teacher_mean, config.teacher_std
-    normalisation = None if mean is None or std is None else Normalisation(mean, std)
     found = on_rank_zero(lambda: find_weights(path))
-    return Teacher.load(found, config.teacher_arch, with_classifier, with_head, normalisation)
+    return Teacher.load(found, config.teacher_arch, with_classifier, with_head, input_asked(config))
+
+
+def input_asked(config: Taught) -> Normalisation | None:
+    """How the teacher's input is normalised by the settings; None: as its file, or what is known of it, says."""
+    mean, std = config.teacher_mean, config.teacher_std
+    return None if mean is None or std is None else Normalisation(mean, std)
 
 
 def tell_teacher(config: Taught, teacher: Teacher | None) -> None:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.training.sgd import DenseSGD
 from mgd_ssl.training.task import StepOutput
 from moco.dist import world_size
 
@@ -99,9 +100,10 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD over the parameters that want a gradient, with its momentum at zero."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    # fused on a GPU: one launch; on a CPU the fused kernel copies channels_last weights to and fro
-    options: dict[str, Any] = {"weight_decay": weight_decay, "nesterov": nesterov, "fused": trained[0].is_cuda}
-    optimizer = torch.optim.SGD(trained, lr, momentum, **options)
+    on_gpu = trained[0].is_cuda
+    options: dict[str, Any] = {"weight_decay": weight_decay, "nesterov": nesterov, "fused": on_gpu}
+    kind = DenseSGD if momentum and not on_gpu else torch.optim.SGD
+    optimizer = kind(trained, lr, momentum, **options)
     if momentum:
         # torch's fused kernel leaves them uninitialised when the scaler skips the very first step
         for parameter in trained:

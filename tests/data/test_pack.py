@@ -1,12 +1,9 @@
-"""`mgd-ssl pack`: shards as webdataset and tarfile see them, the same however often they were interrupted."""
+"""`mgd-ssl pack`: shards as webdataset and tarfile see them, with the images and labels they were made of."""
 
-import errno
 import io
 import json
 import os
-import signal
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +12,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mgd_ssl import Interrupted, TrainingError, UserError
+from mgd_ssl import UserError
 from mgd_ssl.cli import main
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.pack import pack
-from mgd_ssl.data.packing import Packing, reduced
-from mgd_ssl.data.shard_scan import scan_shard
+from mgd_ssl.data.packing import reduced
 from mgd_ssl.data.sources import open_images
-from mgd_ssl.run.log import logger
 from tests.conftest import write_images
-from tests.runs import ended, processes
+from tests.data.packs import left_by, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-MINE = ("config.json", "result.json", ".lock")  # tell the place and the machine
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """22 images of two classes, two of which are no image, and a note."""
-    for name, count in (("cat", 12), ("dog", 10)):
-        write_images(tmp_path / "photos" / name, count, seed=count)
-    (tmp_path / "photos" / "cat" / "0004.jpg").write_text("<html>404</html>")
-    (tmp_path / "photos" / "dog" / "0009.jpg").write_bytes(b"")
-    (tmp_path / "photos" / "notes.txt").write_text("?")
-    return tmp_path / "photos"
-
-
-def settings(photos: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return {"images": photos, "out": out, "shard_images": 6, "workers": 0, "max_unreadable": 0.1, **changes}
-
-
-def left_by(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name not in MINE}
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
@@ -188,176 +163,12 @@ def test_shards_can_be_packed_again(photos: Path, tmp_path: Path) -> None:
     assert two.name(19) == "shard-000002.tar/dog/000000019.jpg"
 
 
-# interruptions
-
-
-@pytest.fixture
-def reference(photos: Path, tmp_path: Path) -> dict[str, bytes]:
-    pack(**settings(photos, tmp_path / "reference"))
-    return left_by(tmp_path / "reference")
-
-
-def die_at(count: int, settings: dict[str, Any]) -> None:
-    """Pack, and be killed when the file or folder number `count` (from 1) is made durable, half of it lost."""
-    fsync, seen = os.fsync, []
-
-    def killed(descriptor: int) -> None:
-        seen.append(descriptor)
-        if len(seen) == count:
-            if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
-
-    os.fsync = killed  # type: ignore[assignment]
-    pack(**settings)
-
-
-def test_a_pack_killed_anywhere_ends_like_one_that_was_not(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes]
-) -> None:
-    for count in (1, 2, 3, 5, 7, 8, 9, 14, 16, 20, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34):
-        out = tmp_path / f"killed{count}"
-        process = processes.Process(target=die_at, args=(count, settings(photos, out)))
-        process.start()
-        code = ended(process)
-        finished = sorted(out.glob("shard-*.tar"))
-        for shard in finished:
-            assert shard.read_bytes() == reference[shard.name]
-        assert code == (-signal.SIGKILL if count <= 32 else 0)
-        times = {path: path.stat().st_mtime_ns for path in finished}
-        pack(**settings(photos, out, workers=count % 2))
-        assert left_by(out) == reference
-        assert times == {path: path.stat().st_mtime_ns for path in times}  # kept, not written again
-
-
-def pack_stopped_in_the_third_shard(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack with a SIGTERM at an image of the third shard."""
-    packed = Packing._packed
-
-    def stopped(self: Packing, index: int) -> Any:
-        if index == 14:
-            signal.raise_signal(signal.SIGTERM)
-        return packed(self, index)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Packing, "_packed", stopped)
-        pack(**settings(images, out))
-
-
-def test_a_pack_stopped_by_a_signal_goes_on(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after 2 of 4 shards: the same command continues"):
-        pack_stopped_in_the_third_shard(photos, tmp_path / "out", monkeypatch)
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-    with pytest.raises(UserError, match="out holds an unfinished pack: run the same `mgd-ssl pack` again"):
-        open_images(tmp_path / "out")
-    pack(**settings(photos, tmp_path / "out"))
-    assert left_by(tmp_path / "out") == reference
-
-
-def test_the_shards_do_not_depend_on_the_workers(photos: Path, tmp_path: Path, reference: dict[str, bytes]) -> None:
-    pack(**settings(photos, tmp_path / "out", workers=2))
-    assert left_by(tmp_path / "out") == reference
-
-
-def test_a_finished_pack_is_not_written_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = pack(**settings(photos, tmp_path / "out"))
-    monkeypatch.setattr(Packing, "_packed", lambda self, index: pytest.fail("packed again"))
-    assert pack(**settings(photos, tmp_path / "out")) == first
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "gone": lambda path: path.unlink(),
-    "emptied": lambda path: path.write_bytes(b""),
-    "a bit flipped": flip,
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-3]),
-}
-
-
-@pytest.mark.parametrize(
-    ("part", "damage"),
-    [(f".shard-000000.{kind}", damage) for kind in ("index", "skipped") for damage in DAMAGE]
-    + [("shard-000000.tar", damage) for damage in ("gone", "emptied", "cut off")],
-)
-def test_a_shard_whose_parts_are_damaged_is_packed_again(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, part: str, damage: str
-) -> None:
-    with pytest.raises(Interrupted):
-        pack_stopped_in_the_third_shard(photos, tmp_path / "out", monkeypatch)
-    DAMAGE[damage](tmp_path / "out" / part)
-    pack(**settings(photos, tmp_path / "out"))
-    assert left_by(tmp_path / "out") == reference
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_the_index_of_a_finished_pack_is_made_anew(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes], damage: str
-) -> None:
-    first = pack(**settings(photos, tmp_path / "out"))
-    DAMAGE[damage](tmp_path / "out" / "shards.index")
-    assert pack(**settings(photos, tmp_path / "out")) == first
-    assert left_by(tmp_path / "out") == reference
-    (tmp_path / "out" / "shards.index").unlink()
-    (tmp_path / "out" / "shard-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-000001.tar cannot be read \(No such file or directory\): restore it"):
-        pack(**settings(photos, tmp_path / "out"))
-
-
-def test_an_account_of_a_finished_pack_that_is_gone_is_told(
-    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logger, "propagate", True)
-    pack(**settings(photos, tmp_path / "out"))
-    pack(**settings(photos, tmp_path / "out"))
-    assert not caplog.records
-    for spoil in (lambda path: path.write_bytes(path.read_bytes()[:-30]), lambda path: path.unlink()):
-        spoil(tmp_path / "out" / "skipped.jsonl")
-        caplog.clear()
-        pack(**settings(photos, tmp_path / "out"))
-        assert "skipped.jsonl no longer names all 2 images left out: pack again to see them" in caplog.text
-
-
 def test_an_image_of_too_many_pixels_is_left_out(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 3)
     Image.new("1", (500, 500)).save(tmp_path / "photos" / "large.png")
     result = pack(**settings(tmp_path / "photos", tmp_path / "out", max_pixels=40 * 36, max_unreadable=0.3))
     assert (result.images, result.left_out) == (3, 1)
     assert "it has 500 x 500 pixels, and max_pixels is 1440" in (tmp_path / "out" / "skipped.jsonl").read_text()
-
-
-# errors
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_no_half_shard(
-    photos: Path, tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync, seen = os.fsync, []
-
-    def full(descriptor: int) -> None:
-        seen.append(descriptor)
-        if len(seen) == 12:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(TrainingError, match=r"out cannot be written \(No space left on device\): make room"):
-            pack(**settings(photos, tmp_path / "out"))
-    for path in (tmp_path / "out").glob("*.tar"):
-        assert path.read_bytes() == reference[path.name]
-        scan_shard(path, path.name)
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-    pack(**settings(photos, tmp_path / "out"))
-    assert left_by(tmp_path / "out") == reference
 
 
 def test_too_many_unreadable_images_stop_a_pack(

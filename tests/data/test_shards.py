@@ -4,7 +4,6 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,8 @@ import webdataset
 from mgd_ssl import Interrupted, UserError, pretrain
 from mgd_ssl.data import shards
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import batches
 from mgd_ssl.data.order import chunks
-from mgd_ssl.data.pack import pack
 from mgd_ssl.data.samples import CentreCrops, TwoViews
 from mgd_ssl.data.shard_index import ShardIndex
 from mgd_ssl.data.shard_scan import scan_shard
@@ -27,40 +24,11 @@ from mgd_ssl.data.sources import open_images, scan_labelled
 from mgd_ssl.run.log import logger
 from moco import ViewPolicy
 from tests.conftest import write_images
+from tests.data.reading import contents, names
+from tests.data.tars import jpegs, read_in_child, write_tar
 from tests.runs import assert_same_end, processes, stop_after, tiny, trained_teacher
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture(scope="module")
-def packed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train` and `val` of the image folder, packed into several shards each."""
-    root = tmp_path_factory.mktemp("packed")
-    for split, count in (("train", 10), ("val", 5)):
-        pack(images=image_folder / split, out=root / split, shard_images=count, workers=0)
-    return root
-
-
-def jpegs(folder: Path, count: int, seed: int = 0) -> list[bytes]:
-    return [path.read_bytes() for path in write_images(folder / "jpegs", count, seed)]
-
-
-def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, BytesIO(content))
-    return path
-
-
-def contents(images: Images) -> list[bytes]:
-    return [images.read(i) for i in range(len(images))]
-
-
-def names(images: Images) -> list[str]:
-    return [images.name(i) for i in range(len(images))]
 
 
 # a folder and its pack
@@ -129,22 +97,6 @@ def test_shards_may_move_but_not_change(packed: Path, tmp_path: Path) -> None:
     state = open_images(before).state()
     os.utime(before, (1, 1))
     assert open_images(before).state() != state
-
-
-# other people's shards
-
-
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """Two shards of ten samples as webdataset writes them."""
-    folder = tmp_path / "foreign"
-    folder.mkdir()
-    images = jpegs(tmp_path, 20)
-    for shard in range(2):
-        with webdataset.TarWriter(str(folder / f"part{shard}.tar")) as writer:
-            for i in range(10 * shard, 10 * shard + 10):
-                writer.write({"__key__": f"{i:04d}", "jpg": images[i], "cls": 2 - i % 3, "json": {"i": i}})
-    return folder
 
 
 def test_shards_of_webdataset_are_read_like_webdataset_reads_them(foreign: Path) -> None:
@@ -256,13 +208,6 @@ def test_sources_with_other_numbers_for_the_same_classes_are_labelled_alike(tmp_
     assert train.labels.tolist() == [0, 1] and val.labels.tolist() == [1, 0]
 
 
-# processes
-
-
-def read_in_child(images: Images, queue: "processes.Queue[object]") -> None:  # type: ignore[name-defined]
-    queue.put((contents(images), names(images), images.labels()[0].tolist()))
-
-
 @pytest.mark.parametrize("kind", ["pack", "foreign"])
 def test_another_process_reads_the_same(packed: Path, foreign: Path, kind: str) -> None:
     images = open_images(packed / "train" if kind == "pack" else foreign)
@@ -299,135 +244,6 @@ def test_many_shards_do_not_use_up_the_file_descriptors(tmp_path: Path, monkeypa
     assert len(os.listdir("/proc/self/fd")) == before + shards.OPEN_SHARDS
     shards._opened.cache_clear()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-# what can be wrong
-
-
-def cut(path: Path, size: int) -> None:
-    os.truncate(path, size)
-
-
-def damaged(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    second = content.index(b"0001.jpg")
-    content[second : second + 20] = b"\xff" * 20
-    path.write_bytes(content)
-
-
-LONG = {f"{i:04d}.jpg": bytes(4000) for i in range(3)}
-SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut in an image": (lambda path: cut(write_tar(path, LONG), 2000), "is no whole tar file (unexpected end of data)"),
-    "cut in a header": (lambda path: cut(path, 200), "is no whole tar file"),
-    "end mark lost": (lambda path: cut(path, scan_end(path)), "is cut off after"),
-    "damaged header": (damaged, "is no whole tar file (bad checksum)"),
-    "damaged plain header": (lambda path: damaged(write_tar(path, LONG)), "is damaged after 4608 bytes"),
-    "empty": (lambda path: path.write_bytes(b""), "is no whole tar file (empty file)"),
-    "no tar": (lambda path: path.write_bytes(b"<html>" * 1000), "is no whole tar file"),
-    "compressed": (lambda path: path.write_bytes(b"\x1f\x8b" + bytes(2000)), "is compressed (gzip)"),
-    "no image": (lambda path: write_tar(path, {"a.txt": b"?"}), "hold no image (1 other files, first part0.tar/a.txt)"),
-    "nothing": (lambda path: write_tar(path, {}), "hold no image (they are empty)"),
-    "gone": (lambda path: path.unlink(), "part0.tar is missing: restore it"),
-    "no class": (lambda path: write_tar(path, {"a.jpg": b"x", "a.cls": b"\xff\xfe"}), "a.cls is no class"),
-}
-
-
-def scan_end(path: Path) -> int:
-    with tarfile.open(path) as tar:
-        tar.getmembers()
-        return int(tar.offset)
-
-
-@pytest.mark.parametrize("kind", SPOILT)
-def test_a_spoilt_shard_is_one_sentence(foreign: Path, kind: str) -> None:
-    spoil, told = SPOILT[kind]
-    shard = foreign / "part0.tar"
-    (foreign / "list.txt").write_text("part0.tar\n")
-    spoil(shard)
-    with pytest.raises(UserError) as error:
-        open_images(foreign / "list.txt")
-    sentence = str(error.value)
-    assert told in sentence and str(shard) in sentence and "\n" not in sentence
-
-
-def test_what_is_no_source_is_told(tmp_path: Path) -> None:
-    write_images(tmp_path, 1)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    (tmp_path / "odd.txt").write_text("a.zip\n")
-    (tmp_path / "twice.txt").write_text("x.tar\nx.tar\n")
-    for name, told in {
-        "nowhere": "nowhere is not there: pass a folder of images, tar shards",
-        "*.tar": "is not there: pass a folder",
-        "0000.jpg": "is a single image",
-        "binary": "neither .tar nor .arrow nor .parquet nor a list",
-        "empty.txt": "lists no file",
-        "odd.txt": "a.zip is none of .tar, .arrow, .parquet",
-        "twice.txt": "x.tar is listed twice",
-    }.items():
-        with pytest.raises(UserError, match=told.replace("*", r"\*")):
-            open_images(tmp_path / name)
-
-
-def test_labels_that_are_missing_are_told(tmp_path: Path) -> None:
-    image = jpegs(tmp_path, 1)[0]
-    cases = (
-        ({"a.jpg": image, "b.jpg": image}, "a.jpg has no label: put images into one folder"),
-        ({"a.jpg": image, "a.cls": b"0", "b.jpg": image}, "b.jpg has no label: others have a .cls member"),
-        ({"a.jpg": image, "a.cls": b"0"}, "holds the single class '0'"),
-    )
-    for number, (members, told) in enumerate(cases):
-        with pytest.raises(UserError, match=told):
-            open_images(write_tar(tmp_path / f"{number}.tar", members)).labels()
-
-
-def test_a_missing_shard_of_a_pack_is_told_and_a_changed_one_scanned(packed: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in (packed / "train").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    assert names(open_images(folder)) == names(open_images(packed / "train"))
-    image = jpegs(tmp_path, 1)[0]
-    write_tar(folder / "shard-000004.tar", {"cat/new.jpg": image})
-    assert names(open_images(folder))[-1] == "shard-000004.tar/cat/new.jpg"
-    (folder / "shard-000002.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-000002.tar is missing \(1 of 5 shards\): restore it, or remove"):
-        open_images(folder)
-    (folder / "shards.index").unlink()
-    assert len(open_images(folder)) == 31
-
-
-def test_a_shard_replaced_while_it_is_read_is_told(tmp_path: Path) -> None:
-    first, second = jpegs(tmp_path, 2)
-    path = write_tar(tmp_path / "x.tar", {"a.jpg": first, "b.jpg": second})
-    images = open_images(path)
-    write_tar(path, {"longer.jpg": first + bytes(2000), "b.jpg": second})
-    with pytest.raises(OSError, match="no longer the file that was indexed"):
-        images.read(1)
-    cut(path, 600)
-    with pytest.raises(OSError, match="no longer the file that was indexed"):
-        images.read(0)
-    crops = CentreCrops(images, 16, seed=0)
-    with pytest.raises(UserError, match="no longer the file that was indexed"):
-        crops.__getitems__([0])
-    assert names(open_images(write_tar(path, {"c.jpg": first}))) == ["x.tar/c.jpg"]
-
-
-def test_a_shard_of_the_same_size_is_still_another_one(tmp_path: Path) -> None:
-    first, second = jpegs(tmp_path, 2)
-    path = write_tar(tmp_path / "x.tar", {"a.jpg": first})
-    open_images(path)
-    size = path.stat().st_size
-    write_tar(path, {"b.jpg": second})
-    assert path.stat().st_size == size  # tar files are padded
-    assert names(open_images(path)) == ["x.tar/b.jpg"]
-
-
-def test_a_folder_of_images_with_a_tar_beside_them_stays_a_folder(tmp_path: Path) -> None:
-    write_images(tmp_path / "cat", 2)
-    write_tar(tmp_path / "x.tar", {"a.jpg": b"?"})
-    images = open_images(tmp_path)
-    assert isinstance(images, ImageList) and images.ignored == ["x.tar"]
 
 
 def test_index_of_shards_survives_the_file(foreign: Path) -> None:

@@ -20,15 +20,10 @@ from mgd_ssl.data.loader import batches
 from mgd_ssl.data.samples import Samples
 from mgd_ssl.errors import TrainingError
 from mgd_ssl.run.log import RunLog, logger
-from tests.runs import children, ended, gone, hold_at, start, steps_saved, tiny, trained_teacher, wait_for
+from tests.runs import children, ended, gone, hold_at, start, steps_saved, tiny, wait_for
 from tests.terminal import ENV, Terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
 
 
 @pytest.fixture

@@ -11,14 +11,9 @@ from mgd_ssl import Interrupted, pretrain
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.tasks.student import PretrainResult
 from tests.conftest import write_images
-from tests.runs import rows, stop_after, tiny, trained_teacher
+from tests.runs import rows, stop_after, tiny
 
 LINES = ("random_top1", "random_top5", "teacher_top1", "teacher_top5")
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
 
 
 def knn(images: Path, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +15,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mgd_ssl.cli import main
 from mgd_ssl.config import PretrainConfig
-from mgd_ssl.errors import UserError
 from mgd_ssl.export.config import ExportConfig
-from mgd_ssl.export.exported import FORMATS, Exported, export, writer
+from mgd_ssl.export.exported import FORMATS, export, writer
 from mgd_ssl.export.student import Student
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import BACKBONES, build_backbone, head_of, num_classes_of
 from mgd_ssl.run.result import Evaluation
+from tests.export.written import exported, saved, trained
 
 TEACHER = {"arch": "resnet50", "sha256": "5" * 64, "prefix": "", "md5": "59fd9945645e27d585be89338ce9232e"}
-
-
-def trained(arch: str, classes: int | None = None) -> nn.Module:
-    """A network whose BatchNorms have seen data."""
-    torch.manual_seed(3)
-    network = build_backbone(arch, classes)
-    with torch.no_grad():
-        network(torch.rand(4, 3, 48, 48))
-    return network.eval()
-
-
-def saved(network: nn.Module, path: Path, with_head: bool) -> Path:
-    head = f"{'fc' if hasattr(network, 'fc') else 'classifier'}."
-    state = {name: value for name, value in network.state_dict().items() if with_head or not name.startswith(head)}
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[nn.Module, Path]]:
-    """A trained network and its file; made once for each architecture."""
-    made: dict[tuple[str, int | None], tuple[nn.Module, Path]] = {}
-    folder = tmp_path_factory.mktemp("weights")
-
-    def get(arch: str, classes: int | None = None) -> tuple[nn.Module, Path]:
-        if (arch, classes) not in made:
-            network = trained(arch, classes)
-            path = saved(network, folder / f"{arch}_{classes}.pt", classes is not None)
-            if classes is None:
-                setattr(network, "fc" if hasattr(network, "fc") else "classifier", nn.Identity())
-            made[arch, classes] = network, path
-        return made[arch, classes]
-
-    return get
 
 
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
-
-
-def exported(source: Path, format: str, out: Path, **changes: Any) -> Exported:
-    return export(ExportConfig(source=source, format=format, out=out, image_size=48, **changes))
 
 
 @torch.no_grad()
@@ -224,7 +184,11 @@ def test_timm_and_transformers_load_the_folder_and_its_card_tells_what_was_measu
 
 
 NEITHER = {*(f"regnet_{x}_{size}" for x in "xy" for size in ("400mf", "800mf", "1_6gf", "3_2gf"))}
+
+
 NEITHER |= {"convnext_tiny", "convnext_small"}
+
+
 CARRIED = {  # format -> what it cannot hold
     "torchvision": {"thin_resnet10", "thin_resnet14", "mobilenet_v1"},
     "timm": NEITHER
@@ -247,64 +211,3 @@ def test_every_network_but_these_is_carried(tmp_path: Path) -> None:
         resnets = {arch for arch in BACKBONES if "resne" in arch and not arch.startswith("thin")}
         own = {"detectron2": set(BACKBONES) - resnets, "huggingface": CARRIED["timm"]}
         assert missing == (CARRIED | own)[format], format
-
-
-def sentence(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert main(["export", *map(str, words)]) == 2
-    told = capsys.readouterr().err
-    assert len(told.splitlines()) == 1
-    return told
-
-
-def test_a_network_that_differs_is_not_kept(
-    networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, source = networks("thin_resnet10")
-    changed = dict(torch.load(source, weights_only=True))
-    changed["layer1.0.conv1.weight"] = changed["layer1.0.conv1.weight"] * 1.01
-    monkeypatch.setattr(Student, "weights", changed)
-    told = sentence(capsys, source, "--image-size", 48, "--out", tmp_path / "student.safetensors")
-    assert "safetensors computes something else: its outputs differ by up to 0.0" in told
-    assert not list(tmp_path.iterdir())
-
-
-def test_bad_input_is_one_sentence(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, source = networks("thin_resnet10")
-    out = tmp_path / "student.onnx"
-    assert "opset is 11: set it to 18 or more" in sentence(
-        capsys, source, "--format", "onnx", "--opset", 11, "--out", out
-    )
-    assert "timm is not known to hold a thin_resnet10: choose --format safetensors or onnx" in sentence(
-        capsys, source, "--format", "timm", "--out", tmp_path / "a.safetensors"
-    )
-    assert "source is not set" in sentence(capsys, "--out", out)
-    assert "out is not set" in sentence(capsys, source)
-    (tmp_path / "empty").mkdir()
-    assert "holds neither encoder.pt nor checkpoints" in sentence(capsys, tmp_path / "empty", "--out", out)
-    assert "end it so" in sentence(capsys, source, "--format", "onnx", "--out", tmp_path / "student")
-    assert "choose --format huggingface to upload" in sentence(capsys, source, "--out", out, "--push", "me/it")
-    assert "only onnx can hold" in sentence(capsys, source, "--out", out, "--normalise")
-    assert f"{source} is there already" in sentence(capsys, source, "--out", source)
-    assert "choose another --out" in sentence(capsys, source, "--out", source / "student")
-    with pytest.raises(SystemExit):
-        main(["export", str(source), "--format", "onx", "--out", str(out)])
-    assert not out.exists()
-
-
-def test_a_package_that_is_missing_is_named(networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, source = networks("thin_resnet10")
-    monkeypatch.setattr("mgd_ssl.export.exported.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"onnx needs onnx and onnxscript and onnxruntime: pip install 'mgd_ssl\[export\]'"
-    ):
-        exported(source, "onnx", tmp_path / "student.onnx")
-
-
-def test_what_another_library_raises_is_one_sentence(
-    networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, source = networks("thin_resnet10")
-    monkeypatch.setattr("mgd_ssl.export.safetensors.read", lambda *given: [][0])
-    with pytest.raises(UserError, match=r"could not write or read the network .IndexError: list index out of range"):
-        exported(source, "safetensors", tmp_path / "student.safetensors")
-    assert not list(tmp_path.iterdir())

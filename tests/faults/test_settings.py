@@ -1,20 +1,11 @@
-"""Settings, launcher words and files of runs as nobody should write them: a sentence or the right thing."""
+"""Settings as nobody should write them: every value is taken or refused in one sentence."""
 
-import contextlib
-import io
 import json
-import logging
 import math
-import os
 import random
-import shlex
-import string
-import subprocess
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,10 +13,7 @@ import annotated_types
 import pytest
 
 from benchmarks.linear import BenchConfig as LinearBenchConfig
-from launchers import runs as runs_command
 from launchers.config import LocalConfig, SlurmConfig
-from launchers.launch import main as launch
-from launchers.slurm import batch_script
 from launchers.sweep import read_sweep
 from linear_eval.command import LinearConfig
 from linear_eval.protocols import Protocol, load_protocol
@@ -35,18 +23,14 @@ from mgd_ssl.commands.report import ReportConfig
 from mgd_ssl.config import PretrainConfig
 from mgd_ssl.data.config import PackConfig
 from mgd_ssl.demo.config import DemoConfig
-from mgd_ssl.errors import UserError, exit_code
+from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.config import KNNEvaluationConfig
-from mgd_ssl.report.figures import curves
-from mgd_ssl.report.matching_figures import matching_pictures
-from mgd_ssl.report.sizes import size_rows
-from mgd_ssl.report.tables import rows
-from mgd_ssl.report.verdict import verdicts
-from mgd_ssl.run.log import RunLog, logger
-from mgd_ssl.run.read import read_runs
 from mgd_ssl.settings import Settings
+from tests.faults.sentences import refusal
 
 PROTOCOL = load_protocol("moco").model_dump()
+
+
 MODELS: dict[type[Settings], dict[str, Any]] = {  # with what is required
     PretrainConfig: {"out": "run", "data": {"train": "photos"}},
     KNNEvaluationConfig: {"checkpoint": "run", "data": "photos"},
@@ -55,7 +39,8 @@ MODELS: dict[type[Settings], dict[str, Any]] = {  # with what is required
     **{model: {} for model in (BenchConfig, LinearBenchConfig, DemoConfig, ReportConfig, LocalConfig, SlurmConfig)},
     Protocol: PROTOCOL,
 }  # fmt: skip
-CONTROL = "\x00\x01\x07\x08\t\n\x0b\r\x1b\x7f\x85\x9b\u2028\u202e"
+
+
 NASTY: list[Any] = [
     math.nan, math.inf, -math.inf, -1, 0, 1, 0.5, 1e308, 5e-324, 2**31, 2**63, -(2**63) - 1, 10**400, True, False, None,
     "", "x", "nan", "1e3", "\x00", "a\nb", "\x1b[31m", "é", "\ud800", "../..", "x" * 5000, [], [1], [0.2, 1.0],
@@ -92,6 +77,8 @@ def kinds(annotation: Any) -> set[Any]:
 
 
 ALL = [(model, prefix, name, field) for model in MODELS for prefix, name, field in groups(model)]
+
+
 IDS = [f"{model.__name__}.{prefix}{name}" for model, prefix, name, _ in ALL]
 
 
@@ -187,15 +174,6 @@ def test_values_that_fit_no_range_have_their_own_sentence(
     assert str(error.value).startswith(said)
 
 
-def refusal(work: Callable[[], object]) -> str:
-    """The sentence of a UserError, empty where there was none."""
-    try:
-        work()
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 # TOML
 
 
@@ -273,238 +251,3 @@ def test_two_runs_never_share_a_folder(text: str, said: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"sweep\.toml") as error:
         read_sweep(path)
     assert said in str(error.value)
-
-
-# the words of a launcher
-
-SRUN = """#!/bin/sh
-printf '%s\\0' "$@" > "$CAUGHT/argv"
-env -0 > "$CAUGHT/env"
-"""
-
-
-def word(generator: random.Random, hostile: bool) -> str:
-    """A few characters that shells, sbatch or terminals care about, with a control character in it where hostile."""
-    shell = " '\"`$\\&|;<>(){}[]*?!#~%=^-+,:@é名/." + string.ascii_letters + string.digits
-    letters = [generator.choice(shell) for _ in range(generator.randint(1, 20))]
-    if hostile:
-        letters.insert(generator.randrange(len(letters) + 1), generator.choice(CONTROL))
-    return "".join(letters)
-
-
-@pytest.fixture
-def stub(tmp_path: Path) -> Path:
-    """A folder with an `srun` that notes what it was given."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "srun").write_text(SRUN)
-    (folder / "srun").chmod(0o755)
-    return folder
-
-
-def executed(script: str, stub: Path) -> tuple[list[str], dict[str, str], str]:
-    """argv and environment of srun in a batch script, and all that the script printed."""
-    caught = stub.parent / "caught"
-    caught.mkdir(exist_ok=True)
-    env = {"PATH": f"{stub}:{os.environ['PATH']}", "CAUGHT": str(caught), "HOME": "/", "LC_ALL": "C.UTF-8"}
-    assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, env=env).stderr == ""
-    answer = subprocess.run(["bash"], input=script, capture_output=True, text=True, env=env, cwd=stub)
-    argv = (caught / "argv").read_text().split("\0")[:-1]
-    pairs = (entry.partition("=") for entry in (caught / "env").read_text().split("\0")[:-1])
-    return argv, {name: value for name, _, value in pairs}, answer.stdout + answer.stderr
-
-
-def test_the_batch_script_passes_exactly_the_given_words(rounds: int, stub: Path) -> None:
-    names = ("comment", "partition", "account", "qos", "constraint", "mail_user", "gres", "reservation", "name", "mem")
-    for case in range(25 * rounds):
-        generator = random.Random(case)
-        options: dict[str, Any] = {name: word(generator, False) for name in names if generator.random() < 0.7}
-        value = word(generator, False)
-        setup = f"export FROM_SETUP={shlex.quote(value)}"
-        folder = Path("/") / word(generator, False).replace("%", "_").replace("\\", "_") / "jobs"
-        config = SlurmConfig(env=(f"A={value}", f"B={value[::-1]}"), setup=(setup,), **options)
-        script = batch_script(config, "name", folder)
-        argv, env, printed = executed(script, stub)
-        assert (env["A"], env["B"], env["FROM_SETUP"]) == (value, value[::-1], value), case
-        assert argv[argv.index("--output") + 1] == f"{folder}/%j_%t_log.out", case
-        assert argv[argv.index("--error") + 1] == f"{folder}/%j_%t_log.err", case
-        assert argv[-5:] == [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)], case
-        assert printed == "", case
-        directives = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-        found = {
-            key.lstrip("-"): text for line in directives for key, _, text in [line.split(" ", 1)[1].partition("=")]
-        }
-        for name, text in options.items():
-            key = {"name": "job-name"}.get(name, name.replace("_", "-"))
-            assert shlex.split(found[key]) == [text], case
-
-
-def test_words_with_control_characters_reach_no_script(rounds: int, tmp_path: Path) -> None:
-    names = ("comment", "partition", "account", "qos", "constraint", "mail_user", "mail_type", "exclude", "nodelist",
-             "gres", "reservation", "name", "mem", "env", "setup", "then", "out", "array")  # fmt: skip
-    for case in range(100 * rounds):
-        generator = random.Random(case)
-        name, text = generator.choice(names), word(generator, True)
-        value: Any = (f"A={text}",) if name == "env" else (text,) if name in ("setup", "then") else text
-        with pytest.raises(ValueError, match=name):
-            SlurmConfig(**{name: value})
-        with pytest.raises(UserError, match="control characters"):
-            batch_script(SlurmConfig(), "name", Path("/runs") / text)
-        with pytest.raises(UserError, match="by --name"):
-            batch_script(SlurmConfig(), text, Path("/runs"))
-        with pytest.raises(UserError, match="the launcher got"):
-            launch(["slurm", "--out", str(tmp_path / "x"), "--", "pretrain", "--data.train", text])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("line", ["echo 'x", "cat <<END", "true \\", "if true; then", 'echo "', "f() {", "$(", "`"])
-def test_a_setup_line_cannot_swallow_the_rest_of_the_script(line: str) -> None:
-    with pytest.raises(UserError, match="--setup"):
-        batch_script(SlurmConfig(setup=("true", line)), "name", Path("/runs"))
-
-
-def test_a_folder_whose_name_slurm_would_replace_is_refused() -> None:
-    for name in ("a%j", "100%", "a\\b"):
-        with pytest.raises(UserError, match="which Slurm replaces"):
-            batch_script(SlurmConfig(), "name", Path("/runs") / name)
-
-
-def test_a_working_folder_with_a_line_break_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "a\ntouch gotcha #"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for out in ("run", "."):
-        with pytest.raises(UserError, match=r"control characters|by --name"):
-            launch(["slurm", "--dry-run", "--out", out, "--", "pretrain", "--data.train", "x"])
-
-
-# what is shown
-
-HOSTILE = "a\x1b[2J\x1b]0;title\x07b\r\nmgd-ssl: all is well\u202e\x9b"
-
-
-def calm(text: str) -> bool:
-    """Whether nothing in a text acts on a terminal."""
-    return not set(text) & (set(CONTROL) - {"\n"})
-
-
-def test_messages_do_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> int:
-        raise UserError(f"{HOSTILE} is no folder")
-
-    assert exit_code(fail) == 2
-    told = capsys.readouterr().err
-    assert calm(told) and told.count("\n") == 1
-    assert r"a\x1b[2J\x1b]0;title\x07b\r\nmgd-ssl: all is well\u202e\x9b is no folder" in told
-
-
-def test_the_log_does_not_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path, 1, 0):
-        logger.warning("%s is unreadable, %d %%", HOSTILE, 100)
-        logger.log(logging.INFO, "100 % sure")
-    for told in (capsys.readouterr().err, (tmp_path / "log.txt").read_text()):
-        assert calm(told) and r"all is well\u202e\x9b is unreadable, 100 %" in told
-        assert "100 % sure" in told and len(told.splitlines()) == 2
-
-
-# damaged files of runs
-
-
-def write_run(folder: Path) -> None:
-    """A small finished run as its files tell of it."""
-    folder.mkdir(parents=True)
-    train = {"kind": "train", "step": 2, "epoch": 1.0, "loss": 1.0, "contrastive": 1.0, "mgd": 0.0,
-             "accuracy": 0.5, "lr": 0.03, "images_per_second": 9.0, "data_wait": 0.1}  # fmt: skip
-    knn = {"kind": "knn", "step": 2, "epoch": 1.0, "top1": 50.0, "top5": 90.0, "random_top1": 9.0, "random_top5": 20.0,
-           "protocol": "k-NN k=1"}  # fmt: skip
-    matching = {"kind": "matching", "step": 0, "epoch": 0, "stage1_cost_before": None, "stage1_cost_after": 1.0}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (matching, train, knn)))
-    saved = {
-        "config": PretrainConfig(out=folder, data={"train": "photos"}, optim={"epochs": 1, "batch_size": 4}).model_dump(
-            mode="json"
-        ),
-        "data": {"num_images": 8, "fingerprint": "f" * 64},
-        "teacher": {"arch": "thin_resnet14", "sha256": "0" * 64, "prefix": ""},
-        "environment": {"torch": "2"},
-    }
-    (folder / "config.json").write_text(json.dumps(saved))
-    (folder / "result.json").write_text(json.dumps({"out": str(folder), "steps": 2, "epochs": 1, "knn": {}}))
-    evaluation = {"format": 1, "kind": "linear", "name": "moco", "protocol": "p", "checkpoint": "encoder.pt",
-                  "arch": "resnet18", "values": {"top1": [50.0], "top5": [75.0]}}  # fmt: skip
-    (folder / "evaluation_linear_moco.json").write_text(json.dumps(evaluation))
-
-
-def places(content: Any) -> list[tuple[Any, Any]]:
-    """`(container, key)` of everything inside some JSON."""
-    found: list[tuple[Any, Any]] = []
-    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-        found.append((content, key))
-        found += places(value) if isinstance(value, dict | list) else []
-    return found
-
-
-def damaged(text: str, generator: random.Random) -> bytes:
-    """A file cut, with flipped bits, or with a value of another kind in it."""
-    how = generator.randrange(4)
-    if how == 0:
-        return text.encode()[: generator.randrange(len(text))]
-    if how == 1:
-        content = bytearray(text.encode())
-        for _ in range(3):
-            content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
-        return bytes(content)
-    lines = text.strip().split("\n")
-    number = generator.randrange(len(lines))
-    row = json.loads(lines[number])
-    container, key = generator.choice(places(row))
-    if how == 2 and isinstance(container, dict):
-        del container[key]
-    else:
-        strange: tuple[Any, ...] = (None, [], {}, "x", -1, 0, 1.5, True, 10**400, math.nan, [[]], {"a": 1}, HOSTILE)
-        container[key] = generator.choice(strange)
-    lines[number] = json.dumps(row)
-    return ("\n".join(lines) + "\n").encode()
-
-
-FILES = ["config.json", "result.json", "metrics.jsonl", "evaluation_linear_moco.json"]
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_damaged_files_of_a_run_are_named(file: str, rounds: int, tmp_path: Path) -> None:
-    write_run(tmp_path / "whole")
-    text = (tmp_path / "whole" / file).read_text()
-    write_run(tmp_path / "damaged")
-    for case in range(60 * rounds):
-        (tmp_path / "damaged" / file).write_bytes(damaged(text, random.Random(case)))
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
-            code = exit_code(lambda: runs_command.main([str(tmp_path), "--json-lines"]))
-        assert code == 0, case  # the other run is told of
-        told = {row["run"]: row for row in map(json.loads, out.getvalue().splitlines())}
-        assert told["whole"]["state"] == "finished", case
-        if told.get("damaged", {}).get("state") == "damaged":
-            assert file in told["damaged"]["last_line"], case
-        if said := refusal(partial(look, tmp_path / "damaged", pictures=case % 30 == 0)):
-            named = str(tmp_path / "damaged" / file)
-            assert named in said or "holds no run" in said or "without any measurement" in said, case
-
-
-def look(folder: Path, pictures: bool) -> None:
-    """Read a run as the report does."""
-    runs = read_runs([folder])
-    table = rows(runs)
-    verdicts(table)
-    size_rows(runs)
-    if pictures:
-        curves(runs)
-        matching_pictures(runs[0])
-
-
-@pytest.mark.parametrize("file", FILES[:3])
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b"null", b'{"a": 1}\n{}\n[]\n\n{"b'])
-def test_damaged_files_do_not_end_in_a_traceback(file: str, content: bytes, tmp_path: Path) -> None:
-    write_run(tmp_path / "run")
-    (tmp_path / "run" / file).write_bytes(content)
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-        assert exit_code(lambda: len(read_runs([tmp_path / "run"])) - 1) in (0, 2)
-        exit_code(lambda: runs_command.main([str(tmp_path / "run")]))
-    assert "Traceback" not in said.getvalue()

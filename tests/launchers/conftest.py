@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launchers.records import Records
-from tests.runs import DEADLINE, command, ended, flags, processes, wait_for
+from tests.runs import DEADLINE, command, ended, flags, processes, tiny, wait_for
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 
@@ -140,3 +140,13 @@ def launch(cluster: Cluster, tmp_path: Path) -> Iterator[Launch]:
         job.process.kill()
         if job.told:
             print(job.told)
+
+
+@pytest.fixture(scope="module")
+def settings(image_folder: Path, teacher_file: Path) -> Callable[..., dict[str, Any]]:
+    """Of a run with a teacher."""
+
+    def make(out: Path, **changes: Any) -> dict[str, Any]:
+        return tiny(image_folder, out, teacher=teacher_file, **changes)
+
+    return make

@@ -13,24 +13,23 @@ import pytest
 from launchers.launch import main
 from launchers.records import Records
 from mgd_ssl.errors import UserError
-from tests.launchers.conftest import Cluster, Job, Launch, slurm
-from tests.runs import DEADLINE, assert_same_end, checkpoint, flags, rows, steps_saved, tiny, trained_teacher, wait_for
+from tests.launchers.conftest import Cluster, Launch, slurm
+from tests.launchers.interruptions import (
+    node_down,
+    open_files,
+    preempt,
+    requeue,
+    state,
+    time_limit,
+    user_signal,
+    user_signal_to_all,
+)
+from tests.runs import DEADLINE, assert_same_end, checkpoint, flags, rows, steps_saved, wait_for
 
 pytestmark = pytest.mark.usefixtures("cluster")
+
+
 LONG: dict[str, Any] = {"optim": {"epochs": 6}}  # 18 steps
-
-
-@pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.getbasetemp(), image_folder)
-
-
-@pytest.fixture(scope="module")
-def settings(image_folder: Path, teacher_file: Path) -> Callable[..., dict[str, Any]]:
-    def make(out: Path, **changes: Any) -> dict[str, Any]:
-        return tiny(image_folder, out, teacher=teacher_file, **changes)
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -52,53 +51,6 @@ def uninterrupted(
     return run
 
 
-# what is done to a job
-
-
-def user_signal(job: Job) -> None:
-    slurm("scancel", "--signal=USR2", job.job_id)
-
-
-def user_signal_to_all(job: Job) -> None:
-    slurm("scancel", "--full", "--signal=USR2", job.job_id)
-
-
-def requeue(job: Job) -> None:
-    slurm("scontrol", "requeue", job.job_id)
-
-
-def time_limit(job: Job) -> None:
-    slurm("scontrol", "update", f"JobId={job.job_id}", "EndTime=now+8seconds")
-    started_again(job)
-    slurm("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=10")
-
-
-def preempt(job: Job) -> None:
-    """Another job takes the nodes, until this one has given them up."""
-    starts = job.starts
-    other = slurm(
-        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
-    )
-    wait_for(lambda: state(other) == "RUNNING")
-    slurm("scancel", other)
-    started_again(job, starts)
-
-
-def node_down(job: Job) -> None:
-    slurm("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
-    wait_for(lambda: state(job.job_id) == "PENDING", job.process)
-    slurm("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)  # it may be back already
-
-
-def started_again(job: Job, starts: int | None = None) -> None:
-    before = job.starts if starts is None else starts
-    wait_for(lambda: job.starts > before, job.process)
-
-
-def state(job_id: str) -> str:
-    return slurm("squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T")
-
-
 # surviving
 
 
@@ -117,10 +69,6 @@ def test_two_nodes_with_two_tasks_each(
     assert job.ended() == 0, job.told
     assert_same_end(job.run, uninterrupted(4))
     assert job.starts == 1
-
-
-def open_files(pid: int) -> list[Path]:
-    return [file for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
 
 
 def test_a_job_goes_on_after_every_kind_of_interruption(

@@ -16,6 +16,12 @@ def test_fault_has_one_place(fault: Fault) -> None:
     assert source != path.read_text()
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_tests_of_a_fault_are_there(fault: Fault) -> None:
+    paths = [word for word in fault.tests if word.startswith("tests/")]
+    assert paths and all((ROOT / path.partition("::")[0]).exists() for path in paths)
+
+
 def test_names_are_told_apart() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 75
     assert all(fault.old != fault.new for fault in FAULTS)

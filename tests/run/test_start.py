@@ -17,12 +17,7 @@ from mgd_ssl.errors import exit_code
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from tests.conftest import write_images
-from tests.runs import assert_same_end, ended, flags, hold_at, rows, start, steps_saved, tiny, trained_teacher, wait_for
-
-
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.mktemp("teacher"), image_folder)
+from tests.runs import assert_same_end, ended, flags, hold_at, rows, start, steps_saved, tiny, wait_for
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception) -> None:

@@ -22,12 +22,7 @@ from mgd_ssl.tasks.pretraining import Pretraining
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from moco import MoCo
-from tests.runs import stepper_for, tiny, trained_teacher
-
-
-@pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return trained_teacher(tmp_path_factory.mktemp("steps"), image_folder)
+from tests.runs import stepper_for, tiny
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

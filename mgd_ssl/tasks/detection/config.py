@@ -12,10 +12,13 @@ from mgd_ssl.config import (
     USUAL,
     Background,
     CheckpointConfig,
+    Deviation,
     MaxPixels,
+    Mean,
     RuntimeConfig,
     Sinks,
     StageWeight,
+    check_input,
 )
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings, each_once
 
@@ -154,9 +157,14 @@ class DetectConfig(Settings):
     """Checkpoint the backbone begins with: a self-supervised run, ImageNet weights, any file `pretrain` takes as a
     teacher; None: random weights."""
     teacher: Annotated[Path | None, FREE] = None
-    """Checkpoint of the teacher: a detection run, torchvision's RetinaNet, detectron2's .pkl; None: no teacher."""
+    """Checkpoint of the teacher: a detection run, torchvision's RetinaNet, detectron2's .pkl or .pth; None: no
+    teacher."""
     teacher_arch: str | None = None
     """Architecture of the teacher's backbone; None: told from the shapes in the file."""
+    teacher_mean: tuple[Mean, Mean, Mean] | None = None
+    """Mean that the teacher's input has, pixels being from 0 to 1; None: as what is known of its file says."""
+    teacher_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Deviation likewise; both are given or none."""
     teacher_of_other_classes: bool = False
     """Take a teacher that detects other classes than there are in the data."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -171,6 +179,11 @@ class DetectConfig(Settings):
     optim: DetectionOptimConfig = DetectionOptimConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _teachers_input(self) -> Self:
+        check_input(self.teacher, self.teacher_mean, self.teacher_std)
+        return self
 
 
 class DetectEvaluationConfig(Settings):

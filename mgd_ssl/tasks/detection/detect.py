@@ -23,7 +23,7 @@ from mgd_ssl.tasks.detection.detection import Detection, Parts, length
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
 from mgd_ssl.tasks.detection.weights import Beginning, begin, load_teacher
 from mgd_ssl.tasks.same_run import SameRun
-from mgd_ssl.tasks.teachers import told_of
+from mgd_ssl.tasks.teachers import tell_teacher, told_of
 from mgd_ssl.tasks.whole_run import Result, folder_of, leave, session_of, to_device, train_to_the_end
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import world_size
@@ -89,8 +89,7 @@ def train_from(
     beginning, teacher = networks
     with session_of(config, length(config, len(parts.train.trainable)), runtime, DetectResult) as session:
         tell_start(config, parts, beginning, session.total_steps)
-        if teacher is not None:
-            logger.info("teacher %s", teacher.report)
+        tell_teacher(config, teacher)
         task = Detection(config, method, teacher, parts, session)
         return train_to_the_end(task, update_of(config, task), session, finish)
 

@@ -25,7 +25,7 @@ from mgd_ssl.tasks.detection.average_precision import AveragePrecision, average_
 from mgd_ssl.tasks.detection.coco import Annotated
 from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.guided_detector import GuidedDetector
-from mgd_ssl.tasks.detection.padding import PaddedSeen, masked, valid_positions
+from mgd_ssl.tasks.detection.padding import PaddedSeen, masked, padded_for, valid_positions
 from mgd_ssl.tasks.detection.samples import DetectionBatch, TrainingImages, WholeImages
 from mgd_ssl.tasks.detection.saved import save_detections
 from mgd_ssl.tasks.detection.uploaded import Padded, Uploaded
@@ -97,7 +97,7 @@ class Detection:
         targets: dict[str, Any] = {}
         if self.teacher is not None:
             with self.runtime.autocast():
-                maps = self.teacher(seen.images)
+                maps = self._taught(seen)
             valid = self._valid(seen, maps)
             targets = self.module.guide.prepare(PaddedSeen(maps, valid=valid), step)
         # which anchors and proposals a Faster R-CNN learns from is drawn by torch: a function of the step, as all else
@@ -150,8 +150,15 @@ class Detection:
         return self._matched(seen, self.module.student_maps(seen.images))
 
     def _teacher_maps(self, seen: Padded) -> list[Tensor]:
+        return self._matched(seen, self._taught(seen))
+
+    def _taught(self, seen: Padded) -> list[Tensor]:
+        """The teacher's maps of images."""
         assert self.teacher is not None
-        return self._matched(seen, self.teacher(seen.images))
+        report = self.teacher.report
+        images = seen.images if report is None else padded_for(report.normalisation, *seen)
+        maps: list[Tensor] = self.teacher(images)
+        return maps
 
     def _matched(self, seen: Padded, maps: list[Tensor]) -> list[Tensor]:
         valid = self._valid(seen, maps)

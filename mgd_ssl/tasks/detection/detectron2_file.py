@@ -1,4 +1,4 @@
-"""detectron2's files: `.pkl` of numpy arrays, read without running any code in them.
+"""detectron2's files, read without running any code in them: `.pkl` of numpy arrays, `.pth` of tensors.
 
 Names are those of https://github.com/facebookresearch/detectron2 (modeling/backbone/resnet.py, fpn.py).
 """
@@ -7,8 +7,9 @@ import hashlib
 import io
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from mgd_ssl.config import DEVIATION
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import build_backbone, set_head
+from mgd_ssl.networks.normalisation import Normalisation, take_input_of
 from mgd_ssl.networks.plain import check_plain, check_values
+from mgd_ssl.networks.weights_file import read_weights
 
 ALLOWED = {
     ("collections", "OrderedDict"),
@@ -53,8 +56,13 @@ class _Arrays(pickle.Unpickler):
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is named as detectron2's are."""
+    """Whether a file is named as those of detectron2's model zoo."""
     return path.suffix == ".pkl"
+
+
+def is_detectron2(names: Collection[str]) -> bool:
+    """Whether tensors are named as in detectron2's own checkpoints."""
+    return any(name.startswith(BODY) for name in names)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -83,17 +91,30 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load_detectron2(path: Path, arch: str | None = None) -> tuple[nn.Module, LoadReport, int | None]:
-    """The backbone of a detector, how it was loaded, and the number of its classes.
+class FromDetectron2(NamedTuple):
+    """The backbone of a detector in one of its files."""
+
+    backbone: nn.Module
+    report: LoadReport
+    classes: int | None  # that it detects; None: the file has no head
+
+
+def load_detectron2(path: Path, arch: str | None = None, normalisation: Normalisation | None = None) -> FromDetectron2:
+    """A detector's backbone.
 
     Files made from Caffe2's weights, known by BatchNorms that are folded, take BGR in other units and have their
     strides in the first convolution of a block; both is put into the network, so that it takes our images.
 
+    Args:
+        path: of the file.
+        arch: None: told from the shapes.
+        normalisation: of its input; None: ours.
+
     Raises:
-        UserError: when it is no ResNet of torchvision's kind.
+        UserError: when it is no ResNet of torchvision's kind, or its input is known and another is asked for.
     """
-    arrays = read_arrays(path)
-    state = {_torchvision_name(key): _tensor(value, path) for key, value in arrays.items() if key.startswith(BODY)}
+    tensors, sha256 = _read(path)
+    state = {_torchvision_name(key): value for key, value in tensors.items() if key.startswith(BODY)}
     check_plain(state, path)
     check_values(state, path)
     arch = arch or next((each for each in DEPTHS if _fits(state, each)), None)
@@ -102,13 +123,29 @@ def load_detectron2(path: Path, arch: str | None = None) -> tuple[nn.Module, Loa
     network = build_backbone(arch, 1)
     set_head(network, nn.Identity())
     network.load_state_dict(state, strict=False)  # but for num_batches_tracked all is there
+    unused = {"others": len(tensors) - len(state)} if len(tensors) > len(state) else {}
+    report = LoadReport(path, sha256, arch, BODY, len(state), unused, layout="detectron2")
     if _from_caffe2(state):
+        if normalisation is not None:
+            raise UserError(
+                f"{path} is made from Caffe2's weights, whose input is known: leave teacher_mean and teacher_std out"
+            )
         _take_our_images(network)
-    score = next((arrays[name] for name in SCORES if name in arrays), None)
-    classes = None if score is None else len(score) // RATIOS_AND_SIZES if SCORES[0] in arrays else len(score) - 1
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    unused = {"others": len(arrays) - len(state)} if len(arrays) > len(state) else {}
-    return network, LoadReport(path, sha256, arch, BODY, len(state), unused), classes
+    elif normalisation is not None:
+        take_input_of(network, normalisation)
+        report = report._replace(normalisation=normalisation, normalised_by="as it was set")
+    score = next((tensors[name] for name in SCORES if name in tensors), None)
+    classes = None if score is None else len(score) // RATIOS_AND_SIZES if SCORES[0] in tensors else len(score) - 1
+    return FromDetectron2(network, report, classes)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """All tensors of a file by name, and its sha256."""
+    if is_pickle(path):
+        tensors = {key: _tensor(value, path) for key, value in read_arrays(path).items()}
+        return tensors, hashlib.sha256(path.read_bytes()).hexdigest()
+    file = read_weights(path)
+    return file.state, file.sha256
 
 
 def _tensor(value: np.ndarray, path: Path) -> Tensor:

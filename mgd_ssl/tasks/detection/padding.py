@@ -10,6 +10,7 @@ from torch import Tensor
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.term import Seen
 from mgd_ssl.mgd.mgd import Target
+from mgd_ssl.networks.normalisation import USUAL, Normalisation
 
 
 def valid_positions(sizes: Tensor, batch: Sequence[int], map_: Sequence[int]) -> Tensor:
@@ -28,6 +29,21 @@ def valid_positions(sizes: Tensor, batch: Sequence[int], map_: Sequence[int]) ->
     )
     inside = (rows[:, None] < sizes[:, :1, None]) & (columns < sizes[:, 1:, None])  # [N, H, W]
     return inside[:, None]
+
+
+def padded_for(own: Normalisation, images: Tensor, sizes: Tensor) -> Tensor:
+    """Images whose padding is 0 for a network with another normalisation, as it was when that network was trained.
+
+    Args:
+        own: of the network, which changes ours into it.
+        images: [N, 3, H, W] with our normalisation, 0 where they are padded.
+        sizes: [N, 2] height and width of each.
+    """
+    if own == USUAL:
+        return images
+    own_mean, mean, std = (images.new_tensor(values)[:, None, None] for values in (own.mean, *USUAL))
+    inside = valid_positions(sizes, images.shape[2:], images.shape[2:])
+    return torch.where(inside, images, (own_mean - mean) / std)
 
 
 @dataclass

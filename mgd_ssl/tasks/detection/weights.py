@@ -11,14 +11,15 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import initial_classifier, set_head, stage_taps
 from mgd_ssl.networks.teacher import Teacher
-from mgd_ssl.networks.weights import load_backbone
-from mgd_ssl.run.checkpoint import read_checkpoint
+from mgd_ssl.networks.weights import Asked, load_backbone, load_trained
+from mgd_ssl.networks.weights_file import read_weights
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.tasks.detection.coco import Category
 from mgd_ssl.tasks.detection.config import DetectConfig
-from mgd_ssl.tasks.detection.detectron2_file import is_pickle, load_detectron2
+from mgd_ssl.tasks.detection.detectron2_file import is_detectron2, is_pickle, load_detectron2
+from mgd_ssl.tasks.teachers import input_asked
 
 USUAL_STUDENT = "resnet18"
 HEADS = ("head.classification_head.cls_logits.bias", "roi_heads.box_predictor.cls_score.bias")
@@ -61,12 +62,12 @@ def load_teacher(config: DetectConfig, categories: list[Category]) -> Teacher | 
     if config.teacher is None:
         return None
     given = config.teacher
-    path = on_rank_zero(lambda: find_weights(given))
-    if is_pickle(path):
-        backbone, report, classes = load_detectron2(path, config.teacher_arch)
+    path, normalisation = on_rank_zero(lambda: find_weights(given)), input_asked(config)
+    state = {} if is_pickle(path) else read_weights(path).state
+    if is_pickle(path) or is_detectron2(state):
+        backbone, report, classes = load_detectron2(path, config.teacher_arch, normalisation)
     else:
-        backbone, report = load_backbone(path, config.teacher_arch)
-        state = _state(read_checkpoint(path))
+        backbone, report, _ = load_trained(path, Asked(config.teacher_arch, normalisation=normalisation))
         classes = _classes(state)
         _overwrite_eps(backbone, state)
     usual = (len(categories), max(category.id for category in categories) + 1)  # the latter: raw ids from 0 on
@@ -78,14 +79,6 @@ def load_teacher(config: DetectConfig, categories: list[Category]) -> Teacher | 
     if classes is None:
         logger.info("the teacher %s has no detection head: its backbone guides all the same", path)
     return Teacher(backbone, report)
-
-
-def _state(checkpoint: dict[str, object]) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(inner := checkpoint.get(key), dict):
-            checkpoint = inner
-            break
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
 def _classes(state: dict[str, Tensor]) -> int | None:

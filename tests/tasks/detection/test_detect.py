@@ -3,7 +3,6 @@
 import json
 import pickle
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ from mgd_ssl.tasks.detection.detectron2_file import load_detectron2, read_arrays
 from mgd_ssl.tasks.detection.weights import load_teacher
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
-from tests.runs import command as run_command
-from tests.runs import differing, ended, flags, free_port, processes, rows
+from tests.runs import differing, flags, rows
+from tests.tasks.detection.detect_runs import STEPS, guided, launched, newest, settings
 from tests.tasks.detection.shapes import CATEGORIES, write_shapes
-
-STEPS = 7
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +37,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def settings(root: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "out": out,
-        "student": "thin_resnet10",
-        "data": {"root": root, "train_sides": (48, 64), "val_side": 48, "longest_side": 96, "workers": 0},
-        "network": {"norm": "group", "frozen_stages": 0, "pyramid_channels": 16},
-        "optim": {"steps": STEPS, "batch_size": 4, "lr": 0.005},
-        "checkpoint": {"every_steps": 2, "keep": 9},
-        "runtime": {"log_every": 1, "threads": 1, "device": "cpu"},
-    }
-    for key, value in changes.items():
-        base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
-    return base
-
-
 @pytest.fixture(scope="module")
 def teacher(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a detector on thin_resnet14, its BatchNorms trained."""
@@ -62,15 +44,6 @@ def teacher(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = {"norm": "batch", "frozen_stages": 0, "pyramid_channels": 16}
     detect(**settings(shapes, out, student="thin_resnet14", network=network, optim={"steps": 2}))
     return out
-
-
-def guided(teacher: Path, **changes: Any) -> dict[str, Any]:
-    return {"teacher": teacher, "mgd": {"weight": 1e-6, "matching_images": 6, "matching_at": (0.5,), **changes}}
-
-
-def newest(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(sorted((run / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)
-    return {key: value for key, value in state.items() if key not in ("config", "metrics_bytes")}
 
 
 @pytest.fixture(scope="module")
@@ -125,19 +98,6 @@ def test_other_settings_boxes_or_teachers_are_refused(shapes: Path, teacher: Pat
     data = {**same["data"], "train_images": tmp_path / "train2017"}
     with pytest.raises(UserError, match="the images or boxes"):
         detect(**{**same, "data": {**data, "train_annotations": tmp_path / "annotations/instances_train2017.json"}})
-
-
-def launched(args: list[str], out: Path) -> Iterator[int]:
-    port = free_port()
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = []
-    for rank in range(2):
-        env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = processes.Process(target=run_command, args=(args, out / f"{rank}.txt", env, None), daemon=False)
-        process.start()
-        started.append(process)
-    for process in started:
-        yield ended(process)
 
 
 def test_two_processes_are_one_up_to_rounding(teacher: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from mgd_ssl.tasks.detection.detect import detect
 from mgd_ssl.tasks.detection.evaluate import evaluate_run
 from mgd_ssl.tasks.detection.faster_rcnn import FasterRCNNDetector
 from mgd_ssl.tasks.detection.weights import begin
+from tests.tasks.detection.detect_runs import settings
 from tests.tasks.detection.shapes import write_shapes
-from tests.tasks.detection.test_detect import settings
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,57 @@
+"""How a training step sees the teacher: in float32, in half precision, or in 8 bits."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mgd_ssl.distillation.term import Needs, Seen
+from mgd_ssl.networks.int8 import Ranges, int8_teacher, seen_ranges
+from mgd_ssl.networks.low_precision import half_teacher, teacher_dtype
+from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run.runtime import Runtime
+from mgd_ssl.tasks.views import taught
+
+
+class Sight:
+    """A teacher as a step asks it.
+
+    Args:
+        whole: in float32, on the device; None: there is none.
+        wanted: `teacher_precision` of the settings, decided.
+        runtime: of the training.
+    """
+
+    def __init__(self, whole: Teacher | None, wanted: str, runtime: Runtime) -> None:
+        self.whole, self.teacher = whole, whole
+        self.int8 = wanted == "int8" and whole is not None
+        self.ranges: Ranges = {}
+        dtype = None if self.int8 else teacher_dtype(wanted, runtime.precision, runtime.device)
+        self.runtime = replace(runtime, precision=dtype)
+        if whole is not None and dtype is not None:
+            self.teacher = half_teacher(whole, dtype)
+
+    def __call__(self, views: Mapping[str, Tensor], needs: Needs) -> Seen:
+        """What the teacher sees of the views that somebody asks it about."""
+        assert self.teacher is not None and (self.ranges or not self.int8), "not calibrated"
+        with self.runtime.autocast():
+            return taught(self.teacher, views, needs)
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Fix the ranges of 8 bits by this rank's images [N, 3, H, W]; they become the same on all ranks."""
+        assert self.whole is not None
+        self._take(seen_ranges(self.whole, batches))
+
+    def state(self) -> Ranges:
+        """The ranges of 8 bits; none, where nothing is computed in them."""
+        return self.ranges
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        if state:
+            self._take({name: (low, high) for name, (low, high) in state.items()})
+
+    def _take(self, ranges: Ranges) -> None:
+        assert self.whole is not None
+        self.ranges, self.teacher = ranges, int8_teacher(self.whole, ranges)
