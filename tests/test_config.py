@@ -228,7 +228,7 @@ def test_keys_that_only_one_side_has_are_differences() -> None:
 
 def test_what_is_free_to_change_is_what_changes_neither_weights_nor_matching() -> None:
     assert free_keys(PretrainConfig) == [
-        "out", "student_weights", "teacher", "data.train", "data.backend", "data.workers", "data.max_unreadable",
+        "out", "student_weights", "teacher", "log", "data.train", "data.backend", "data.workers", "data.max_unreadable",
         "terms.bingo.bags", "knn", "checkpoint",
         "runtime.device", "runtime.compile", "runtime.deterministic", "runtime.threads", "runtime.log_every",
     ]  # fmt: skip

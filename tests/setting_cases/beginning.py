@@ -105,6 +105,14 @@ def _teacher_input(run: Runs, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 @case
+def log(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("mgd_ssl.run.sinks.sink.find_spec", lambda name: None)
+        with pytest.raises(UserError, match="--log wandb needs wandb"):
+            pretrain(**tiny(run.images, run.folder / "log", log=("wandb",)))
+
+
+@case
 def student_weights(run: Runs) -> None:
     state = build_backbone("thin_resnet10", 1).state_dict()
     own = {name: value + 0.25 for name, value in state.items() if value.is_floating_point()}

@@ -106,6 +106,14 @@ def teacher_taps(run: Runs) -> None:
 
 
 @case
+def log(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("mgd_ssl.run.sinks.sink.find_spec", lambda name: None)
+        with pytest.raises(UserError, match="--log wandb needs wandb"):
+            classify(**run.plainly("log", log=("wandb",)))
+
+
+@case
 def num_classes(run: Runs) -> None:
     for name, wanted in (("five", 5), ("plain", 3)):
         seen = run("plain") if name == "plain" else run.begun(name, num_classes=wanted)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgd_ssl.errors import TrainingError
+from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.tasks.detection.detect import detect
 from tests.runs import rows
 from tests.tasks.detection.cases import case
@@ -16,6 +16,14 @@ from tests.tasks.detection.watched import Runs
 from tests.tasks.watched import Seen
 
 CONSTANT_MARGIN = -math.sqrt(2 / math.pi)  # of a BatchNorm of weight 1 and bias 0
+
+
+@case
+def log(run: Runs) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("mgd_ssl.run.sinks.sink.find_spec", lambda name: None)
+        with pytest.raises(UserError, match="--log wandb needs wandb"):
+            detect(**run.plainly("log", log=("wandb",)))
 
 
 # data
