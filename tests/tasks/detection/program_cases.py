@@ -1,4 +1,4 @@
-"""Cases of the settings of `detect` that say how it runs: checkpoint, runtime, log."""
+"""Cases of the settings of `detect` that say how it runs: checkpoint and runtime."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mgd_ssl.tasks.detection.detect import detect
 from tests.runs import rows, steps_saved
 from tests.tasks.detection.cases import case
 from tests.tasks.detection.watched import Runs
-from tests.tasks.watched import Seen, sinks_noted
+from tests.tasks.watched import Seen
 
 
 def steps_of(seen: Seen, kind: str) -> list[int]:
@@ -74,13 +74,6 @@ def runtime_compile(run: Runs) -> None:
 @case
 def runtime_threads(run: Runs) -> None:
     assert (run.two_of_each().threads, run("plain").threads) == (2, 1)
-
-
-@case
-def log(run: Runs) -> None:
-    with sinks_noted() as opened:
-        run.begun("logged", log=("wandb", "mlflow"))
-    assert opened == ["wandb", "mlflow"]
 
 
 @case
