@@ -25,8 +25,8 @@ class StepConfig(Settings):
     """Images in a step."""
     queue_size: int = Field(65536, ge=2, le=2**26)
     """Negative keys; a multiple of the batch size."""
-    terms: tuple[Literal["mgd", "seed", "disco", "simreg", "compress"], ...] = Field(("mgd",), min_length=1)
-    """What the teacher says; the queues of seed and compress are the settings' own."""
+    terms: tuple[Literal["mgd", "seed", "disco", "simreg", "compress", "bingo"], ...] = Field(("mgd",), min_length=1)
+    """What the teacher says; the queues of seed, compress and bingo are the settings' own."""
     contrast: bool = True
     """Contrast queries with keys; without, the terms are alone."""
     rounds: int = Field(10, ge=1, le=10**6)

@@ -11,6 +11,13 @@ from mgd_ssl.bench.timing import Work
 from mgd_ssl.config import DataConfig, MGDConfig, MoCoConfig, OptimConfig, PretrainConfig
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import PretrainBatch, chosen_backend
+from mgd_ssl.distillation.bingo import Bingo
+from mgd_ssl.distillation.compress import CompRess
+from mgd_ssl.distillation.disco import DisCo
+from mgd_ssl.distillation.matched_maps import MatchedMaps
+from mgd_ssl.distillation.seed import Seed
+from mgd_ssl.distillation.simreg import SimReg
+from mgd_ssl.distillation.term import Needs
 from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_width, set_head
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
@@ -20,6 +27,11 @@ from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.term_settings import TermsConfig
 from mgd_ssl.training.task import StepOutput
 from moco import ViewKey, ViewPolicy, draw_view, projection_head
+
+NEEDS = {
+    "mgd": MatchedMaps.needs, "seed": Seed.needs, "disco": DisCo().needs, "simreg": SimReg.needs,
+    "compress": CompRess.needs, "bingo": Bingo.needs,
+}  # fmt: skip
 
 
 class Step:
@@ -60,13 +72,15 @@ class Step:
 
 
 def random_batch(config: StepConfig, device: torch.device) -> PretrainBatch:
-    """Two views of noise as the workers hand them over to a training on this device."""
+    """Views of noise, two or with bags four, as the workers hand them over to a training on this device."""
     size = (config.batch_size, config.image_size, config.image_size, 3)
-    im_q, im_k = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
+    count = 4 if "bingo" in config.terms else 2
+    im_q, im_k, *others = [torch.randint(256, size, dtype=torch.uint8) for _ in range(count)]
     if chosen_backend("auto", device) != "device":
-        return PretrainBatch(im_q, im_k, [])
-    rows = view_rows(config.batch_size)  # finishing the views is a part of the step
-    return PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows.pin_memory())
+        return PretrainBatch(im_q, im_k, [], None, tuple(others))
+    rows = view_rows(config.batch_size, count).pin_memory()  # finishing the views is a part of the step
+    pinned = tuple(view.pin_memory() for view in others)
+    return PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows, pinned)
 
 
 def training_step(config: StepConfig, runtime: Runtime) -> Work:
@@ -91,7 +105,7 @@ def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
 
 
 def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
-    """Teacher forward, key forward, query forward and backward, and nothing around them; disco sees both views."""
+    """Teacher forward, key forward, query forward and backward, nothing around them; of as many views as terms want."""
     config = config.model_copy(update={"runtime": settled(config.runtime, runtime, WORTH_COMPILING)})
     teacher = build_backbone(config.teacher).eval()
     query, key = (build_encoder(config.student, 128) for _ in range(2))
@@ -99,21 +113,19 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
         network.to(runtime.device).to(memory_format=runtime.memory_format)
         if config.runtime.compile:
             network.compile(dynamic=False)
-    im_q, im_k = (
-        torch.randn(size_of(config), device=runtime.device).to(memory_format=runtime.memory_format) for _ in range(2)
-    )
+    needs = Needs.union(NEEDS[name] for name in config.terms)
+    images = torch.randn(size_of(config), device=runtime.device).to(memory_format=runtime.memory_format)
 
     def bare() -> None:
         with runtime.autocast():
             with torch.no_grad():
-                teacher(im_q)
+                for _ in needs.teacher:
+                    teacher(images)
                 if config.contrast:
-                    key(im_k)
-                if "disco" in config.terms:
-                    teacher(im_k)
-            loss = query(im_q).float().sum()
-            if "disco" in config.terms:
-                loss = loss + query(im_k).float().sum()
+                    key(images)
+            loss = query(images).float().sum()
+            for _ in needs.student:
+                loss = loss + query(images).float().sum()
         loss.backward()
         query.zero_grad(set_to_none=True)
 
@@ -125,11 +137,11 @@ def size_of(config: StepConfig) -> tuple[int, int, int, int]:
     return (config.batch_size, 3, config.image_size, config.image_size)
 
 
-def view_rows(num_images: int) -> Tensor:
-    """Parameters of both views of a batch, [2, N, 15]."""
+def view_rows(num_images: int, views: int = 2) -> Tensor:
+    """Parameters of the views of a batch, [V, N, 15]."""
     return torch.tensor(
         [
             [draw_view(ViewPolicy(), 500, 375, ViewKey(seed=0, epoch=0, image=i, view=v)) for i in range(num_images)]
-            for v in range(2)
+            for v in range(views)
         ]
     )

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 2048  # anchors of a part on a CPU; elsewhere all are one part, which takes the fewest launches
+# logarithm of a share of the largest: below all rounding, and above where floats lose digits (denormals), with which a
+# product takes ten times as long
+LOWEST = -60.0
 
 
 class Anchored(NamedTuple):
@@ -41,7 +44,7 @@ class _Anchored(torch.autograd.Function):
             similarity = rows @ part.T  # [N, k]
             nearer = torch.maximum(nearest, similarity.amax(dim=1, keepdim=True))
             kept = (nearest - nearer).exp_()  # of what was summed before
-            shares = similarity.sub_(nearer).exp_()
+            shares = similarity.sub_(nearer).clamp_min_(LOWEST).exp_()
             total = total.mul_(kept).add_(shares.sum(dim=1, keepdim=True))
             mean = mean.mul_(kept).addmm_(shares, part)
             nearest = nearer

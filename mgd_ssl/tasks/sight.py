@@ -48,8 +48,12 @@ class Sight:
         return self.ranges
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
-        if state:
+        """Take over what `state` returned.
+
+        Raises:
+            KeyError: when 8 bits are wanted and a convolution has no range.
+        """
+        if self.int8:
             self._take({name: (low, high) for name, (low, high) in state.items()})
 
     def _take(self, ranges: Ranges) -> None:

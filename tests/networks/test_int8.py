@@ -17,6 +17,9 @@ from mgd_ssl.networks.teacher import Teacher
 
 CPU = torch.device("cpu")
 SEEDS = (0, 1, 2)
+able = pytest.mark.skipif(
+    not int8.has_native_int8(), reason="this processor has no VNNI: its sums saturate, and the setting is refused"
+)
 
 
 def by_whole_numbers(conv: nn.Conv2d, images: Tensor, low: float, high: float) -> Tensor:
@@ -33,6 +36,7 @@ def by_whole_numbers(conv: nn.Conv2d, images: Tensor, low: float, high: float) -
     return sums * (scale * steps)[:, None, None] + bias.double()[:, None, None]
 
 
+@able
 @pytest.mark.parametrize(
     "conv",
     [
@@ -89,6 +93,7 @@ def neighbours_right(features: Tensor, labels: Tensor) -> float:
     return float((votes.mode().values == labels[100:]).float().mean())
 
 
+@able
 @pytest.mark.parametrize("seed", SEEDS)
 def test_maps_and_neighbours_of_a_trained_teacher_stay(seed: int) -> None:
     teacher, calibration, images, labels = trained(seed)
@@ -149,6 +154,7 @@ class Chain(nn.Module):
         return result
 
 
+@able
 def test_what_is_tapped_or_called_twice_stays_float() -> None:
     names = {"first", "second", "third"}
     assert read_by_convolutions(Chain(), names, set()) == {"first": "second", "second": "third"}
