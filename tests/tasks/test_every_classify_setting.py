@@ -18,6 +18,7 @@ from mgd_ssl.tasks.classify import classify
 from tests.runs import rows, steps_saved
 from tests.tasks.classify_cases import case
 from tests.tasks.classify_watched import Runs
+from tests.tasks.watched import sinks_noted
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,13 @@ def runtime_compile(run: Runs) -> None:
 @case
 def runtime_threads(run: Runs) -> None:
     assert (run.two_of_each().threads, run("plain").threads) == (2, 1)
+
+
+@case
+def log(run: Runs) -> None:
+    with sinks_noted() as opened:
+        run.begun("logged", log=("wandb", "mlflow"))
+    assert opened == ["wandb", "mlflow"]
 
 
 @case

@@ -2,7 +2,7 @@
 
 import copy
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mgd_ssl.errors import Interrupted
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.teacher import Teacher
+from mgd_ssl.run import log
 from mgd_ssl.run.checkpoint import Checkpoints
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
@@ -125,3 +126,18 @@ def watching(seen: Seen, task: type, steps: int | None = None) -> Iterator[None]
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, spy)
         yield
+
+
+@contextmanager
+def sinks_noted() -> Iterator[list[str]]:
+    """Services that runs within are told to send their numbers to; none is opened."""
+    opened: list[str] = []
+
+    def note(names: Sequence[str], folder: Path) -> list[Any]:
+        opened.extend(names)
+        return []
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(log, "check_installed", lambda names: None)
+        monkeypatch.setattr(log, "open_sinks", note)
+        yield opened

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from mgd_ssl.config import DEVIATION, MEAN, RuntimeConfig
+from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.run import runtime as runtime_module
-from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.tasks.detection.coco import Category
 from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detect import detect
 from mgd_ssl.tasks.detection.weights import load_teacher
-from tests.runs import rows, steps_saved
-from tests.tasks.detection import learning_cases  # noqa: F401 (its cases come into case)
+from tests.tasks.detection import learning_cases, program_cases  # noqa: F401 (their cases come into case)
 from tests.tasks.detection.cases import case
+from tests.tasks.detection.program_cases import steps_of
 from tests.tasks.detection.watched import Runs
 from tests.tasks.watched import Seen
 
@@ -140,10 +138,6 @@ def seed(run: Runs) -> None:
         assert not torch.equal(first.begun_with[key], other.begun_with[key])
 
 
-def steps_of(seen: Seen, kind: str) -> list[int]:
-    return [row["step"] for row in rows(seen.out) if row["kind"] == kind]
-
-
 @case
 def evaluate_every(run: Runs) -> None:
     assert (steps_of(run("odd"), "average_precision"), steps_of(run("plain"), "average_precision")) == ([4, 6], [4])
@@ -222,71 +216,6 @@ def network_loss_normaliser(run: Runs) -> None:
     """The moving average of anchors that hold an object begins at 50 an image."""
     assert run("odd").task.module.student.positives == 50
     assert run("plain").task.module.student.positives != 50
-
-
-# the program
-
-
-@case
-def checkpoint_every_steps(run: Runs) -> None:
-    assert run("odd").saved == [4, 5, 6]  # and at the end of every epoch of five steps
-
-
-@case
-def checkpoint_keep(run: Runs) -> None:
-    assert steps_saved(run("odd").out) == [5, 6]
-
-
-@case
-def runtime_device(run: Runs) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(UserError, match="torch sees no GPU"):
-            detect(**run.plainly("gpu", runtime={"device": "cuda"}))
-    assert run("plain").task.runtime.device.type == "cpu"
-
-
-@case
-def runtime_precision(run: Runs) -> None:
-    assert (run("plain").dtype, run("other").dtype) == (torch.float32, torch.bfloat16)
-
-
-@case
-def runtime_channels_last(run: Runs) -> None:
-    assert (run("plain").layouts, run("other").layouts) == ([True, True], [False, False])
-
-
-@case
-def runtime_deterministic(run: Runs) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        chosen: list[bool] = []
-        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
-        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-        for wanted in (False, True):
-            config = DetectConfig(out=run.folder / "x", runtime=RuntimeConfig(deterministic=wanted, threads=1))
-            with this_process(config.runtime.model_copy(update={"precision": "float32"})):
-                pass
-        assert chosen == [False, True]
-
-
-@case
-def runtime_compile(run: Runs) -> None:
-    seen = run("other")
-    assert seen.task.teacher is not None
-    wanted = [seen.task.module.student.body, seen.task.teacher.backbone, seen.mgd]
-    assert {id(module) for module in seen.compiled} == {id(module) for module in wanted}
-    assert run("plain").compiled == []
-
-
-@case
-def runtime_threads(run: Runs) -> None:
-    assert (run.two_of_each().threads, run("plain").threads) == (2, 1)
-
-
-@case
-def runtime_log_every(run: Runs) -> None:
-    assert (steps_of(run("odd"), "train"), steps_of(run("plain"), "train")) == ([4, 6], [4])
 
 
 def test_settings_and_cases_are_the_same() -> None:
