@@ -9,6 +9,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+LOCKED = hf export detection timm wandb mlflow
 
 .PHONY: demo test test-gpu faults mutants check docs lock bench clean
 
@@ -38,7 +39,7 @@ docs: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --all-extras --no-annotate -q \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --python $(BIN)/python $(LOCKED:%=--extra %) --no-annotate -q \
 		-c $(VENV)/frozen.txt -o requirements-lock.txt
 
 bench: $(VENV)/.installed
