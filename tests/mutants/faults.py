@@ -191,7 +191,7 @@ EVALUATION = [
     Fault("linear: ties are hits", "(logits < right)", "(logits <= right)", HEADS),
     Fault("linear: no weight decay", ".addcmul_(parameter, decay)", "", HEADS),
     Fault("linear: no momentum", "velocity.mul_(self.momentum)", "velocity.mul_(0)", HEADS),
-    Fault("linear: gradient is a sum", ".div_(total)", "", HEADS),
+    Fault("linear: gradient is a sum", ".expand(label.shape)).div_(total)", ".expand(label.shape))", HEADS),
     Fault("linear: ranks keep their gradients", "sum_over_ranks(gradient)", "pass", ("tests/linear_eval/test_command.py", "-k", "two_processes and live"), "Heads"),
     Fault("linear: heads start ten times as large", "normal_(0, 0.01,", "normal_(0, 0.1,", HEADS),
     Fault("linear: measured on training images", "self.val.all(", "self.train_source.all(", PROBE, "Probe.result"),
