@@ -174,7 +174,7 @@ def test_a_run_says_and_keeps_what_it_found(
     assert flattened(json.loads((out / "config.json").read_text())["config"]) == saved
     # but not one that gives something else
     capsys.readouterr()
-    assert run(images, out, "--optim.epochs", "1", "--data.max-unreadable", "1", "--data.image-size", "96") == 1
+    assert run(images, out, "--optim.epochs", "1", "--data.max-unreadable", "1", "--data.image-size", "96") == 2
     assert "data.image_size: 64 -> 96" in capsys.readouterr().err
 
 
