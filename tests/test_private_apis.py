@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from submitit.slurm import slurm as submitit_slurm
 from torch.utils.data import DataLoader
 
@@ -94,3 +95,16 @@ def test_submitit_runs_a_job_by_its_module() -> None:
         "submitit has no module submitit.core._submit: launchers.slurm.batch_script names it in the batch script, look "
         "in SlurmExecutor._submitit_command_str for what a job runs"
     )
+
+
+def test_torch_convolves_bytes() -> None:
+    """There is no public way: torch.ao's modules make tensors that know their scale, which are deprecated."""
+    advice = (
+        "mgd_ssl.networks.int8.Int8Conv2d needs it: look in torch/_inductor/fx_passes/quantization.py for what the x86 "
+        "backend's graphs call"
+    )
+    for name, arguments in (("qconv_prepack", 9), ("qconv2d_pointwise", 17)):
+        packet = getattr(torch.ops.onednn, name, None)
+        assert packet is not None, f"torch.ops.onednn has no {name}: {advice}"
+        found = len(packet.default._schema.arguments)
+        assert found == arguments, f"torch.ops.onednn.{name} takes {found} arguments: {advice}"
