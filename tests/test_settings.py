@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mgd_ssl.config import PretrainConfig
-from mgd_ssl.settings import Settings
 from tests.setting_cases import load
-from tests.setting_cases.runs import CASES, Runs
+from tests.setting_cases.runs import Runs, case
 from tests.term_cases import CASES as TERM_CASES
 from tests.term_cases import TermRuns, term_runs
 
@@ -21,15 +19,6 @@ load()
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Runs:
     return Runs(tmp_path_factory.mktemp("settings"), image_folder)
-
-
-def leaves(model: type[Settings], prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
-    found: list[str] = []
-    for name, info in model.model_fields.items():
-        is_group = isinstance(info.annotation, type) and issubclass(info.annotation, Settings)
-        found += leaves(info.annotation, f"{prefix}{name}.") if is_group else [f"{prefix}{name}"]  # type: ignore[arg-type]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +33,9 @@ def test_setting_of_a_term_reaches_what_it_sets(key: str, by_terms: TermRuns) ->
 
 
 def test_settings_and_cases_are_the_same() -> None:
-    assert sorted([*CASES, *TERM_CASES]) == sorted(leaves(PretrainConfig)), "add a case for every new setting"
+    assert sorted([*case, *TERM_CASES]) == sorted(case.wanted()), "add a case for every new setting"
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize("key", case)
 def test_setting_reaches_what_it_sets(key: str, run: Runs) -> None:
-    CASES[key](run)
+    case[key](run)

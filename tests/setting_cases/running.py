@@ -5,7 +5,6 @@ import torch
 
 from mgd_ssl import UserError, pretrain
 from mgd_ssl.config import RuntimeConfig
-from mgd_ssl.run import runtime as runtime_module
 from mgd_ssl.run.runtime import process as this_process
 from tests.runs import rows, stepper_for, steps_saved, tiny
 from tests.setting_cases.runs import Runs, case
@@ -70,16 +69,6 @@ def runtime_device(run: Runs) -> None:
 
 
 @case
-def runtime_precision(run: Runs) -> None:
-    assert (run("plain").dtype, run("other").dtype) == (torch.float32, torch.bfloat16)
-
-
-@case
-def runtime_channels_last(run: Runs) -> None:
-    assert (run("plain").layouts, run("other").layouts) == ([True, True], [False, False])
-
-
-@case
 def teacher_precision(run: Runs) -> None:
     maps = {}
     for wanted in ("float32", "bfloat16"):
@@ -92,19 +81,6 @@ def teacher_precision(run: Runs) -> None:
     for exact, rounded in zip(*maps.values(), strict=True):
         cosine = torch.nn.functional.cosine_similarity(rounded.float().flatten(1), exact.flatten(1))
         assert cosine.mean() > 0.99  # a few values change their sign, where two of a group are nearly opposite
-
-
-@case
-def runtime_deterministic(run: Runs) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        chosen: list[bool] = []
-        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
-        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-        for wanted in (False, True):
-            with this_process(RuntimeConfig(deterministic=wanted, precision="float32", threads=1)):
-                pass
-        assert chosen == [False, True]
 
 
 @case

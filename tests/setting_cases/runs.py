@@ -2,7 +2,6 @@
 
 import copy
 import multiprocessing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from mgd_ssl.evaluation.features import Features
 from mgd_ssl.mgd.mgd import MGD, Target
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.checkpoint import Checkpoints
-from mgd_ssl.settings import Settings
 from mgd_ssl.tasks.pretraining import Pretraining
 from mgd_ssl.training.task import StepOutput
 from mgd_ssl.training.update import Update
 from tests.conftest import write_images
 from tests.runs import tiny, trained_teacher
+from tests.tasks.cases import Cases
+from tests.tasks.runtime_cases import add_to
 
 
 @dataclass
@@ -202,16 +202,5 @@ class Runs:
         return self.known[name]
 
 
-Case = Callable[[Runs], None]
-
-
-CASES: dict[str, Case] = {}
-
-
-def case(function: Case) -> Case:
-    """Register the case of a setting: `moco_dim` is of `moco.dim`."""
-    key = function.__name__.strip("_")
-    group = PretrainConfig.model_fields.get(key.partition("_")[0])
-    is_group = group is not None and isinstance(group.annotation, type) and issubclass(group.annotation, Settings)
-    CASES[key.replace("_", ".", 1) if is_group else key] = function
-    return function
+case = Cases(PretrainConfig)
+add_to(case)

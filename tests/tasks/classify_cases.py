@@ -9,8 +9,10 @@ from mgd_ssl.networks.backbones import build_backbone
 from tests.runs import rows
 from tests.tasks.cases import Cases
 from tests.tasks.classify_watched import Runs
+from tests.tasks.runtime_cases import add_to
 
 case = Cases(ClassifyConfig)
+add_to(case)
 
 
 @case

@@ -4,24 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from mgd_ssl.errors import Interrupted
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.tasks.classification import Classification
 from mgd_ssl.tasks.classify import classify
 from tests.conftest import write_images
-from tests.tasks.watched import Seen, watching
+from tests.tasks.watched import KnownRuns
 
 CLASSES = ("ash", "birch", "cedar")
 
 
-class Runs:
-    """Runs that are made once and shared by the cases."""
+class Runs(KnownRuns):
+    """Runs of `classify`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.images, self.damaged = folder, folder / "images", folder / "damaged"
+        super().__init__(folder, classify, Classification)
+        self.images, self.damaged = folder / "images", folder / "damaged"
         for root, split, count in (
             (self.images, "train", 8), (self.images, "val", 3), (self.damaged, "train", 12), (self.damaged, "val", 2),
         ):  # fmt: skip
@@ -41,7 +40,6 @@ class Runs:
                     value.uniform_(-0.2, 0.2, generator=generator)
             network.get_parameter("fc.weight").data.mul_(30)  # softened logits differ from temperature to temperature
             torch.save(network.state_dict(), path)
-        self.known: dict[str, Seen] = {}
 
     def plainly(self, name: str, **changes: Any) -> dict[str, Any]:
         """Settings of a run of seconds; what is not given is as it is by default."""
@@ -87,26 +85,6 @@ class Runs:
             },
         }  # fmt: skip
         return self.plainly(name, **named[name])
-
-    def __call__(self, name: str) -> Seen:
-        if name not in self.known:
-            seen = self.known[name] = Seen(self.folder / name)
-            with watching(seen, Classification):
-                classify(**self.settings(name))
-        return self.known[name]
-
-    def begun(self, name: str, **changes: Any) -> Seen:
-        """A run that is interrupted before its first update."""
-        if name not in self.known:
-            seen = self.known[name] = Seen(self.folder / name)
-            with watching(seen, Classification, steps=0), pytest.raises(Interrupted):
-                classify(**self.plainly(name, **changes))
-        return self.known[name]
-
-    def two_of_each(self) -> Seen:
-        """Begun with two data processes and two threads."""
-        data = {**self.plainly("two")["data"], "workers": 2}
-        return self.begun("two", data=data, runtime={"threads": 2, "device": "cpu"})
 
     def crops(self, name: str) -> np.ndarray:
         """[steps, N, H, W, 3] pixels of all steps of a run."""

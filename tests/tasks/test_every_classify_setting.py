@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd_ssl.config import DEVIATION, MEAN, RuntimeConfig
+from mgd_ssl.config import DEVIATION, MEAN
 from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.networks.backbones import build_backbone
-from mgd_ssl.run import runtime as runtime_module
-from mgd_ssl.run.runtime import process as this_process
 from mgd_ssl.tasks.classify import classify
 from tests.runs import rows, steps_saved
 from tests.tasks.classify_cases import case
@@ -212,29 +210,6 @@ def runtime_device(run: Runs) -> None:
         with pytest.raises(UserError, match="torch sees no GPU"):
             classify(**run.plainly("gpu", runtime={"device": "cuda"}))
     assert run("plain").task.runtime.device.type == "cpu"
-
-
-@case
-def runtime_precision(run: Runs) -> None:
-    assert (run("plain").dtype, run("other").dtype) == (torch.float32, torch.bfloat16)
-
-
-@case
-def runtime_channels_last(run: Runs) -> None:
-    assert (run("plain").layouts, run("other").layouts) == ([True, True], [False, False])
-
-
-@case
-def runtime_deterministic(run: Runs) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        chosen: list[bool] = []
-        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
-        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-        for wanted in (False, True):
-            with this_process(RuntimeConfig(deterministic=wanted, precision="float32", threads=1)):
-                pass
-        assert chosen == [False, True]
 
 
 @case

@@ -2,7 +2,8 @@
 
 import copy
 import multiprocessing
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,3 +126,45 @@ def watching(seen: Seen, task: type, steps: int | None = None) -> Iterator[None]
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, spy)
         yield
+
+
+class KnownRuns(ABC):
+    """Runs that are made once and shared by the cases.
+
+    Args:
+        folder: theirs.
+        train: the command, in Python.
+        task: class of its task.
+    """
+
+    def __init__(self, folder: Path, train: Callable[..., Any], task: type) -> None:
+        self.folder, self.train, self.task = folder, train, task
+        self.known: dict[str, Seen] = {}
+
+    @abstractmethod
+    def plainly(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Settings of a run of seconds; what is not given is as it is by default."""
+
+    @abstractmethod
+    def settings(self, name: str) -> dict[str, Any]:
+        """Those of a run that is watched to its end."""
+
+    def __call__(self, name: str) -> Seen:
+        if name not in self.known:
+            seen = self.known[name] = Seen(self.folder / name)
+            with watching(seen, self.task):
+                self.train(**self.settings(name))
+        return self.known[name]
+
+    def begun(self, name: str, **changes: Any) -> Seen:
+        """A run that is interrupted before its first update."""
+        if name not in self.known:
+            seen = self.known[name] = Seen(self.folder / name)
+            with watching(seen, self.task, steps=0), pytest.raises(Interrupted):
+                self.train(**self.plainly(name, **changes))
+        return self.known[name]
+
+    def two_of_each(self) -> Seen:
+        """Begun with two data processes and two threads."""
+        data = {**self.plainly("two")["data"], "workers": 2}
+        return self.begun("two", data=data, runtime={"threads": 2, "device": "cpu"})

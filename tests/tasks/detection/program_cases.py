@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.errors import UserError
-from mgd_ssl.run import runtime as runtime_module
-from mgd_ssl.run.runtime import process as this_process
-from mgd_ssl.tasks.detection.config import DetectConfig
 from mgd_ssl.tasks.detection.detect import detect
 from tests.runs import rows, steps_saved
 from tests.tasks.detection.cases import case
@@ -36,30 +32,6 @@ def runtime_device(run: Runs) -> None:
         with pytest.raises(UserError, match="torch sees no GPU"):
             detect(**run.plainly("gpu", runtime={"device": "cuda"}))
     assert run("plain").task.runtime.device.type == "cpu"
-
-
-@case
-def runtime_precision(run: Runs) -> None:
-    assert (run("plain").dtype, run("other").dtype) == (torch.float32, torch.bfloat16)
-
-
-@case
-def runtime_channels_last(run: Runs) -> None:
-    assert (run("plain").layouts, run("other").layouts) == ([True, True], [False, False])
-
-
-@case
-def runtime_deterministic(run: Runs) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        chosen: list[bool] = []
-        monkeypatch.setattr(runtime_module, "choose_kernels", chosen.append)
-        for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-        for wanted in (False, True):
-            config = DetectConfig(out=run.folder / "x", runtime=RuntimeConfig(deterministic=wanted, threads=1))
-            with this_process(config.runtime.model_copy(update={"precision": "float32"})):
-                pass
-        assert chosen == [False, True]
 
 
 @case

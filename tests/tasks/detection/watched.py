@@ -3,23 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from mgd_ssl.errors import Interrupted
 from mgd_ssl.networks.backbones import build_backbone
 from mgd_ssl.tasks.detection.detect import detect
 from mgd_ssl.tasks.detection.detection import Detection
 from tests.tasks.detection.shapes import write_shapes
-from tests.tasks.watched import Seen, watching
+from tests.tasks.watched import KnownRuns, Seen
 
 
-class Runs:
-    """Runs that are made once and shared by the cases."""
+class Runs(KnownRuns):
+    """Runs of `detect`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.root, self.damaged = folder, folder / "coco", folder / "damaged"
+        super().__init__(folder, detect, Detection)
+        self.root, self.damaged = folder / "coco", folder / "damaged"
         write_shapes(self.root, "train", 14, seed=0)
         write_shapes(self.root, "val", 3, seed=1)
         write_shapes(self.damaged, "train", 25, seed=2)
@@ -35,7 +34,6 @@ class Runs:
         trained = {"norm": "batch", "frozen_stages": 0, "pyramid_channels": 16}
         self.teacher = folder / "teacher"
         detect(**self.plainly("teacher", student="thin_resnet14", network=trained, optim={"steps": 2, "batch_size": 4}))
-        self.known: dict[str, Seen] = {}
 
     def plainly(self, name: str, **changes: Any) -> dict[str, Any]:
         """Settings of a run of seconds; what is not given is as it is by default."""
@@ -86,27 +84,6 @@ class Runs:
             },
         }  # fmt: skip
         return self.plainly(name, **named[name])
-
-    def __call__(self, name: str) -> Seen:
-        if name not in self.known:
-            seen = self.known[name] = Seen(self.folder / name)
-            with watching(seen, Detection):
-                detect(**self.settings(name))
-        return self.known[name]
-
-    def begun(self, name: str, **changes: Any) -> Seen:
-        """A run that is interrupted before its first update."""
-        seen = Seen(self.folder / name)
-        with watching(seen, Detection, steps=0), pytest.raises(Interrupted):
-            detect(**self.plainly(name, **changes))
-        return seen
-
-    def two_of_each(self) -> Seen:
-        """A run that is interrupted before its first update, with two data processes and two threads."""
-        if "two" not in self.known:
-            data = {**self.plainly("two")["data"], "workers": 2}
-            self.known["two"] = self.begun("two", data=data, runtime={"threads": 2, "device": "cpu"})
-        return self.known["two"]
 
     def detector_of(self, seen: Seen) -> dict[str, Tensor]:
         """What a finished run left."""
