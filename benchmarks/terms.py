@@ -1,6 +1,8 @@
-"""Each term alone, beside MoCo and beside MGD, on the demo's images: the table of docs/terms.md.
+"""Each term alone, beside MoCo and beside MGD: the tables of docs/terms.md.
 
-    python -m benchmarks.terms OUT [--seeds 3] [--epochs 5]
+    python -m benchmarks.terms OUT [--seeds 3] [--epochs 5]                        # on the demo's images
+    python -m benchmarks.terms OUT --pictures --epochs 6 --teachers 24 3           # on real pictures (real_pictures.py)
+    python -m benchmarks.terms OUT --only "MoCo + MGD" "MoCo + MGD, cosine" ...    # some rows of them
 
 A run that is there already is not repeated; the table is made of all that are there.
 """
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.real_pictures import fetch
 from mgd_ssl import pretrain
 from mgd_ssl.demo.textures import ImageSet
 
@@ -59,8 +62,16 @@ WEAK: dict[str, dict[str, Any]] = {
 }
 
 
+PICTURES: dict[str, dict[str, Any]] = {  # settings of real pictures, of which there are five times as many
+    "moco": {"queue_size": 2048},
+    "mgd": {"matching_images": 1000},
+    "optim": {"batch_size": 64, "lr": 0.06},
+    "knn": {"every_epochs": 2},
+}
+
+
 def settings(images: Path, out: Path, epochs: int, seed: int, **changes: Any) -> dict[str, Any]:
-    """Those of the demo."""
+    """Those of the demo, and changes of them."""
     base: dict[str, Any] = {
         "out": out, "student": "thin_resnet10", "seed": seed,
         "data": {"train": images / "train", "image_size": SIZE, "blur_sigma": (0.1 * SIZE / 224, 2.0 * SIZE / 224)},
@@ -76,9 +87,15 @@ def settings(images: Path, out: Path, epochs: int, seed: int, **changes: Any) ->
     return base
 
 
-def teacher_of(images: Path, out: Path, epochs: int) -> Path:
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Changes of settings, and changes of those."""
+    both = {**one, **other}
+    return both | {key: {**one[key], **other[key]} for key in one.keys() & other.keys() if isinstance(one[key], dict)}
+
+
+def teacher_of(images: Path, out: Path, epochs: int, changes: dict[str, Any]) -> Path:
     """Checkpoint, with its head, of a teacher trained so long."""
-    pretrain(**settings(images, out, epochs, 0, student="thin_resnet14"))
+    pretrain(**settings(images, out, epochs, 0, **merged(changes, {"student": "thin_resnet14"})))
     return max((out / "checkpoints").glob("*.pt"))
 
 
@@ -96,18 +113,24 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--pictures", action="store_true", help="real ones in place of textures")
+    parser.add_argument("--only", nargs="+", default=None, help="these rows alone")
     parser.add_argument("--teachers", type=int, nargs=2, default=(12, 2), help="epochs of the strong and the weak one")
     args = parser.parse_args()
-    images = args.out / "images"
-    if not images.exists():
+    images, usual = args.out / "images", PICTURES if args.pictures else {}
+    if args.pictures:
+        fetch(images)
+    elif not images.exists():
         ImageSet(seed=0, size=SIZE).write(images)
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    teachers = [teacher_of(images, args.out / f"teacher{epochs}", epochs) for epochs in args.teachers]
+    teachers = [teacher_of(images, args.out / f"teacher{epochs}", epochs, usual) for epochs in args.teachers]
     for seed in range(args.seeds):
         for strength, teacher, runs in (("strong", teachers[0], STRONG), ("weak", teachers[1], WEAK)):
             for name, changes in runs.items():
+                if args.only is not None and name not in args.only:
+                    continue
                 out = args.out / f"{strength}_{name.replace(' ', '')}_{args.epochs}_{seed}"
-                pretrain(**settings(images, out, args.epochs, seed, **{"teacher": teacher, **changes}))
+                pretrain(**settings(images, out, args.epochs, seed, **merged(usual, {"teacher": teacher, **changes})))
                 found.setdefault((strength, name), []).append(measured(out))
     print("| teacher | terms | k-NN top-1 | each seed | teacher | images/s |\n| --- | --- | --- | --- | --- | --- |")
     for (strength, name), values in found.items():

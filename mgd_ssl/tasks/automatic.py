@@ -27,6 +27,7 @@ BATCHES_AN_EPOCH = 12  # at least
 QUEUE_SHARE = 4  # a queue holds at most one in so many images: else an image meets itself as a negative
 SHORT_RUN = 10_000  # steps; a key encoder of momentum 0.999 is still the random one for a thousand of them
 CPU_IMAGES = 200_000  # of 64 pixels through a ResNet-18 in about an hour on a few cores
+PUBLISHED_WEIGHTS = (0.125, 0.25, 0.5, 1.0)  # of the stages
 PUBLISHED_ELEMENTS = 100_352.0  # of a ResNet-18's maps at 224 pixels: 4 stages of weight * C * H * W = 25,088
 QUEUES = ("moco.queue_size", "terms.seed.queue_size", "terms.compress.queue_size", "terms.bingo.queue_size")
 
@@ -128,9 +129,9 @@ def _mgd_weight(config: PretrainConfig, facts: Facts) -> float:
     names = config.taps or [tap.relu for tap in stage_taps(network)]
     if not maps.keys() >= set(names):
         return mgd.weight  # of names that are told of where networks are paired
-    weights = mgd.stage_weights[-len(names) :]
+    weights = PUBLISHED_WEIGHTS[-len(names) :]  # not the given ones: with larger ones MGD is to count for more
     elements = sum(weight * maps[name].numel() for weight, name in zip(weights, names, strict=False))
-    return float(f"{mgd.weight * PUBLISHED_ELEMENTS / elements:.3g}") if elements else mgd.weight
+    return float(f"{mgd.weight * PUBLISHED_ELEMENTS / elements:.3g}")
 
 
 RULES: dict[str, Callable[[PretrainConfig, Facts], Any]] = {

@@ -273,7 +273,7 @@ class Pretraining:
         moco = self.module.moco
         networks = [moco.encoder_q, moco.encoder_k] if self.module.contrasts else [moco.encoder_q]
         # one for matching, the other in steps, where they are not the same; 8 bits come later and are kernels already
-        networks += [each.backbone for each in {self.teacher: 0, self.sight.teacher: 0} if each is not None]
+        networks += [each.backbone for each in dict.fromkeys((self.teacher, self.sight.teacher)) if each is not None]
         for network in networks:
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:

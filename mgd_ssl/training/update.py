@@ -100,9 +100,9 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD over the parameters that want a gradient, with its momentum at zero."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    on_gpu = trained[0].is_cuda
-    options: dict[str, Any] = {"weight_decay": weight_decay, "nesterov": nesterov, "fused": on_gpu}
-    kind = DenseSGD if momentum and not on_gpu else torch.optim.SGD
+    device = trained[0].device.type
+    options: dict[str, Any] = {"weight_decay": weight_decay, "nesterov": nesterov, "fused": device == "cuda"}
+    kind = DenseSGD if momentum and device == "cpu" else torch.optim.SGD
     optimizer = kind(trained, lr, momentum, **options)
     if momentum:
         # torch's fused kernel leaves them uninitialised when the scaler skips the very first step

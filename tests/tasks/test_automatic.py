@@ -10,7 +10,7 @@ from PIL import Image
 from mgd_ssl import pretrain
 from mgd_ssl.cli import main
 from mgd_ssl.command_line import CONFIGS, load_toml, parse
-from mgd_ssl.config import DataConfig, PretrainConfig
+from mgd_ssl.config import DataConfig, MGDConfig, PretrainConfig
 from mgd_ssl.data.sources import open_images
 from mgd_ssl.errors import UserError
 from mgd_ssl.setting_keys import automatic_keys, flattened, given_keys, value_of
@@ -101,6 +101,8 @@ def test_the_weight_of_mgd_is_that_of_a_mean_over_elements(
     assert weight == pytest.approx(
         1e-4 * elements((64, 128, 256, 512), 224) / elements(channels, size, stride), rel=5e-3
     )
+    louder, _ = filled(asked.model_copy(update={"mgd": MGDConfig(stage_weights=(1.0, 1.0, 1.0, 2.0))}), SMALL)
+    assert louder.mgd.weight == weight  # so that stages which count for more do
     without = config(student=student, data={"train": Path("images"), "image_size": size})
     assert filled(without, SMALL)[0].mgd.weight == 1e-4
 
