@@ -144,5 +144,5 @@ def explanation(config: DemoConfig, device: str) -> str:
         f"images, {spread}; the standard error of one number is about 1.6 points.\n"
         "This shows that the pipeline works and that learning beats random features here. Students of the same epochs "
         "have seen equally many images, but a step with a teacher takes longer. Minutes on textures say nothing about "
-        "how methods rank after 200 epochs on ImageNet; configs/ has those recipes."
+        "how methods rank after 200 epochs on ImageNet; mgd-ssl pretrain --config imagenet_r50_r18_mgd is that recipe."
     )
