@@ -37,13 +37,14 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, process(config.runtime) as runtime:
         if world_size() > 1:
             raise UserError("doctor looks at one process: start it without torchrun")
-        run = config.pretraining(Path(folder) / "run")
+        run = config.pretraining(Path(folder))
         machine = look_at_machine(config.out, runtime)
         images = open_images(run.data.train, decoding_of(run.data))
         facts = facts_of(run, images, runtime.device)
         run, filled_in = filled(run, facts)
         check_sizes(run, len(images))
         seen = look_at_images(images, config.sample, run.seed)
+        images.ignored = []  # are told on the page, not of a file that is thrown away
         teacher = load_teacher(run)
         if run.teacher_precision == "int8":
             check_int8(teacher, runtime.device)

@@ -77,6 +77,8 @@ def _images(images: dict[str, Any]) -> Iterator[Line]:
             "sizes",
             f"short side {smallest} to {largest}, median {median} pixels; {images['decode_ms']} ms to decode one",
         )
+    if images["ignored_files"]:
+        yield "ignored", f"files without an image's extension: {images['ignored_files']}"
     if images["broken"]:
         yield "broken", f"{images['broken']} of {images['decoded']}, first {'; '.join(images['first_broken'])}"
 

@@ -19,11 +19,12 @@ from tests.runs import flags, tiny, trained_teacher
 
 @pytest.fixture(scope="module")
 def data(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 images of 40 x 36, a PNG of 100 x 90, a broken one."""
+    """48 images of 40 x 36, a PNG of 100 x 90, a broken one, and a file that is none."""
     folder = tmp_path_factory.mktemp("doctor") / "images"
     shutil.copytree(image_folder / "train", folder)
     Image.new("RGB", (100, 90), (10, 200, 30)).save(folder / "circles" / "large.png")
     (folder / "squares" / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("of mine")
     return folder
 
 
@@ -45,7 +46,7 @@ def test_a_run_is_examined_and_nothing_is_kept(
     images = found["images"]
     assert images["images"] == images["decoded"] == 50 and images["formats"] == {"JPEG": 48, "PNG": 1}
     assert images["broken"] == 1 and images["first_broken"][0].startswith("squares/broken.jpg (")
-    assert images["short_side"] == [36, 36, 90] and images["classes"] == 2
+    assert images["short_side"] == [36, 36, 90] and images["classes"] == 2 and images["ignored_files"] == 1
     assert "thin_resnet14" in found["teacher"]["teacher"]
     for name in ("knn_teacher", "knn_student_untrained"):  # of 12 images
         assert round(found["teacher"][name] * 12 / 100, 2) == round(found["teacher"][name] * 12 / 100)
@@ -58,7 +59,7 @@ def test_a_run_is_examined_and_nothing_is_kept(
     assert main(["doctor", *words, "--steps", "3"]) == 0
     page = capsys.readouterr().out
     assert "50, 2 classes; 50 decoded: 48 JPEG, 1 PNG" in page and "squares/broken.jpg" in page
-    assert "1. " in page and "device hours" in page
+    assert "1. " in page and "device hours" in page and "files without an image's extension: 1" in page
 
 
 def test_the_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
