@@ -1,8 +1,10 @@
 """Settings from TOML files and flags: defaults < file < command line."""
 
+import io
 import os
 import tomllib
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from mgd_ssl.errors import UserError, nearest
+from mgd_ssl.refused_words import unknown_word, wrong_value
 from mgd_ssl.setting_keys import given_keys, with_given
 from mgd_ssl.settings import RefusedFlag, Settings, first_unset, incomplete, keys_of, parsing
 
@@ -90,23 +93,40 @@ def parse(
         default: settings that flags override where no file is read; None: the usual ones.
 
     Raises:
-        UserError: naming the setting at fault by its dotted key.
-        SystemExit: for words that are no flags, or not of a flag's type; the parser has told why.
+        UserError: naming the setting at fault by its dotted key, or the word that belongs to none.
+        SystemExit: after --help.
     """
     args, file = _take_config(_with_words(list(argv)))
     description = f"{model.__doc__}\n\n--config NAME|FILE.toml reads settings from a file; flags override it."
     with incomplete():
         beginning = load_toml(model, find_config(file, configs)) if file else default or model()
-        token = parsing.set(True)
-        try:
-            settings = tyro.cli(model, args=args, default=beginning, prog=prog, description=description)
-        except RefusedFlag as refused:
-            raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
-        finally:
-            parsing.reset(token)
+        settings = _read_flags(beginning, args, prog, description)
     if missing := first_unset(settings):
         raise UserError(missing)
     return with_given(settings, given_keys(beginning) | _named(model, args))  # the parser gives all
+
+
+def _read_flags(beginning: Model, args: Sequence[str], prog: str, description: str) -> Model:
+    """Settings with those changed that flags name; `UserError` and `SystemExit` as in `parse`."""
+    model, told = type(beginning), io.StringIO()  # what the parser says of an error, in a box of its own
+    token = parsing.set(True)
+    try:
+        with redirect_stderr(told):
+            settings, unknown = tyro.cli(
+                model, args=args, default=beginning, prog=prog, description=description, return_unknown_args=True
+            )
+    except RefusedFlag as refused:
+        raise UserError(f"{_key_of_group(model, refused.group)}{refused}") from refused
+    except SystemExit as stop:
+        if not stop.code:  # after --help
+            raise
+        parsing.set(False)
+        raise UserError(wrong_value(beginning, args, prog)) from stop
+    finally:
+        parsing.reset(token)
+    if unknown:
+        raise UserError(unknown_word(model, unknown[0], prog))
+    return settings
 
 
 def _named(model: type[Settings], args: Sequence[str]) -> set[str]:

@@ -4,6 +4,7 @@ The line under a field is its documentation, in `--help` too.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ MAX_SEED = 2**63 - 1
 
 
 SHOWN = 80  # characters of a wrong value in a message
+ALIKE = 0.7  # of difflib: `onx` is meant for onnx, `gpu` not for cpu
 
 
 UNSET = Path("<required>")  # stands for a required setting until everything was read; --help shows it
@@ -72,7 +74,8 @@ class Settings(BaseModel):
 
     def __init__(self, **values: Any) -> None:
         if unknown := _unknown_key(type(self), values):
-            raise SettingError(f"{shortened(unknown)} is no setting{_nearest_key(unknown, keys_of(type(self)))}")
+            near = nearest_key(unknown, keys_of(type(self)))
+            raise SettingError(f"{shortened(unknown)} is no setting{near and f', did you mean {near!r}?'}")
         complete = not drafting.get()
         token = drafting.set(True)  # in the groups: a wrong value is told before a missing one
         try:
@@ -172,14 +175,14 @@ def _unknown_key(model: type[Settings], values: dict[str, Any]) -> str:
     return ""
 
 
-def _nearest_key(key: str, known: list[str]) -> str:
-    """`, did you mean 'moco.queue_size'?`: the closest last part, in the same group where there are several."""
+def nearest_key(key: str, known: list[str]) -> str:
+    """The known dotted name with the closest last part, in the same group where there are several; empty if none."""
     group, _, last = key.rpartition(".")
     by_last: dict[str, str] = {}
     for other in sorted(known, key=lambda other: other.rpartition(".")[0] != group):
         by_last.setdefault(other.rpartition(".")[2], other)
-    matches = difflib.get_close_matches(last, by_last, n=1)
-    return f", did you mean {by_last[matches[0]]!r}?" if matches else ""
+    matches = difflib.get_close_matches(last, by_last, n=1, cutoff=ALIKE)
+    return by_last[matches[0]] if matches else ""
 
 
 REMEDIES = {
@@ -225,7 +228,15 @@ def _sentence(error: ValidationError) -> str:
         if isinstance(cause, SettingError):  # raised by a group, in which the key begins
             return f"{key}.{cause}"
         remedy = str(cause)
-    return f"{key} is {'missing' if first['type'] == 'missing' else brief(first['input'])}: {remedy}"
+    near = _nearest_choice(first["input"], context["expected"]) if first["type"] == "literal_error" else ""
+    return f"{key} is {'missing' if first['type'] == 'missing' else brief(first['input'])}{near}: {remedy}"
+
+
+def _nearest_choice(value: object, choices: str) -> str:
+    """`, did you mean 'onnx'?` of the choices as pydantic lists them, in quotes."""
+    words = re.findall("'([^']*)'", choices)
+    matches = difflib.get_close_matches(str(value), words, n=1, cutoff=ALIKE)
+    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 def brief(value: object) -> str:

@@ -126,22 +126,6 @@ def test_python_callers_get_the_same_sentences() -> None:
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        (("--optim.lr", "fast"), "--optim.lr: could not convert string to float: 'fast'"),
-        (("--optim.lrr", "1"), "--optim.lr FLOAT"),
-    ],
-)
-def test_wrong_flags_end_the_program_and_name_the_flag(
-    flag: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as error:
-        parsed(*flag)
-    assert error.value.code == 2
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
         (("--optim.lr", "-1"), "optim.lr is -1.0: set it above 0"),
         (("--seed", "-1"), "seed is -1: set it to 0 or more"),
         (("--mgd.weight", "nan"), "mgd.weight is nan: give a finite number"),

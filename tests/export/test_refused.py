@@ -49,8 +49,7 @@ def test_bad_input_is_one_sentence(networks: Any, tmp_path: Path, capsys: pytest
     assert "only onnx can hold" in sentence(capsys, source, "--out", out, "--normalise")
     assert f"{source} is there already" in sentence(capsys, source, "--out", source)
     assert "choose another --out" in sentence(capsys, source, "--out", source / "student")
-    with pytest.raises(SystemExit):
-        main(["export", str(source), "--format", "onx", "--out", str(out)])
+    assert "did you mean 'onnx'?" in sentence(capsys, source, "--format", "onx", "--out", out)
     assert not out.exists()
 
 

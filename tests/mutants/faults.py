@@ -4,18 +4,8 @@
 several places, `inside` names the class or function, for instance `Meter.means`.
 """
 
-from typing import NamedTuple
-
-
-class Fault(NamedTuple):
-    """One wrong line."""
-
-    name: str
-    old: str
-    new: str
-    tests: tuple[str, ...]  # arguments of pytest; the first to fail ends the trial
-    inside: str = ""
-
+from tests.mutants.fault import Fault
+from tests.mutants.use import USE
 
 ALGORITHM = ("tests/mgd",)
 AUGMENT = ("tests/moco/test_augment.py",)
@@ -293,4 +283,4 @@ DETECTION = [
     Fault("detection: padding counts in the loss", "normalised = normalised * target.valid", "pass", PADDING),
 ]  # fmt: skip
 
-FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *TEACHERS, *CLASSIFICATION, *TERMS, *DETECTION]
+FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *TEACHERS, *CLASSIFICATION, *TERMS, *DETECTION, *USE]
