@@ -32,6 +32,11 @@ class RunsConfig(Settings):
     """Print one JSON object a run instead of the table."""
 
 
+MEASURED = (
+    ("average_precision", "AP", "AP"), ("validation", "top1", "top-1"), ("knn", "top1", "k-NN top-1"),
+)  # fmt: skip  # kind of a row, the number in it that counts, its name; a task writes one of these kinds
+
+
 TRAININGS = ("pretrain", "classify", "detect")  # commands whose job is the run itself; others evaluate it
 
 
@@ -42,7 +47,8 @@ class Row(NamedTuple):
     state: str
     epoch: float | None
     loss: float | None
-    top1: float | None  # of k-NN, or of a classification's last validation
+    measured: str  # what the value is, as `MEASURED` has it
+    value: float | None  # percent, of the newest evaluation
     images_per_second: float | None
     restarts: int
     last_line: str
@@ -91,7 +97,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
                 raise UserError(damaged[i])
             rows.append(row(run, name, newest[i], known))
         except UserError as error:  # the others can be told of all the same
-            rows.append(Row(name, "damaged", None, None, None, None, 0, str(error)))
+            rows.append(Row(name, "damaged", None, None, "", None, None, 0, str(error)))
     return rows
 
 
@@ -105,7 +111,7 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
     if (run / "config.json").is_file():
         runs.read_of_run(run / "config.json")
     metrics = last_rows(run / "metrics.jsonl")
-    train, measured = metrics.get("train", {}), metrics.get("knn", {}) or metrics.get("validation", {})
+    train, (measured, value) = metrics.get("train", {}), newest_measurement(metrics)
     by_command = {word: known.get(records.submission().job_id, UNKNOWN) for word, records in newest.items()}
     training = next((word for word in TRAININGS if word in newest), TRAININGS[0])
     records = newest.get(training)
@@ -120,11 +126,20 @@ def row(run: Path, name: str, newest: Mapping[str, Records], known: Mapping[str,
         "; ".join(told) or "finished",
         train.get("epoch"),
         train.get("loss"),
-        measured.get("top1"),
+        measured,
+        value,
         train.get("images_per_second"),
         max(0, len(records.attempts()) - 1) if records is not None else 0,
         last_line([run / "log.txt", *logs]),
     )
+
+
+def newest_measurement(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, float | None]:
+    """Name and value of the number that counts for a run's task; nothing before its first evaluation."""
+    for kind, number, name in MEASURED:
+        if kind in rows:
+            return name, rows[kind].get(number)
+    return "", None
 
 
 def alive(state: State) -> str:
@@ -181,15 +196,16 @@ def show(rows: Sequence[Row]) -> None:
     """Print the table."""
     table = Table(box=None)
     for column, justify in (
-        ("run", "left"), ("state", "left"), ("epoch", "right"), ("loss", "right"), ("top-1", "right"),
-        ("images/s", "right"), ("restarts", "right"),
+        ("run", "left"), ("state", "left"), ("epoch", "right"), ("loss", "right"), ("measured", "left"),
+        ("%", "right"), ("images/s", "right"), ("restarts", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("last line", overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(
             printable(row.run), printable(row.state), _number(row.epoch, 2), _number(row.loss, 4),
-            _number(row.top1, 2), _number(row.images_per_second, 0), str(row.restarts), printable(row.last_line),
+            row.measured, _number(row.value, 2), _number(row.images_per_second, 0), str(row.restarts),
+            printable(row.last_line),
         )  # fmt: skip
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # a pipe gets whole lines

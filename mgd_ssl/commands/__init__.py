@@ -52,7 +52,7 @@ COMMANDS = {
         "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
     ),
     "launch": Command("launchers.launch", "run a training or an evaluation as processes of this host or as Slurm jobs"),
-    "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, k-NN, speed"),
+    "runs": Command("launchers.runs", "a table of runs and their jobs: state, epoch, loss, accuracy, speed"),
     "report": Command("mgd_ssl.commands.report", "write an HTML report on runs, side by side"),
     "bench": Command("mgd_ssl.commands.bench", "measure the training step and the views, and say what limits a run"),
 }

@@ -161,14 +161,22 @@ def read_runs(folders: Sequence[Path], tell: Callable[[str], None] = lambda word
 
     Args:
         folders: of runs, or that runs lie in.
-        tell: is given a sentence for each run that lies in a folder of runs and has no measurement yet.
+        tell: is given a sentence for each run that lies in a folder of runs and has no measurement yet, or another
+            report.
 
     Raises:
         UserError: when a folder is missing or holds no run, a run that is named itself has no measurement, or one is
             damaged.
     """
     named = {folder.resolve() for folder in folders}
-    unique = runs_in(folders)
+    unique, told = list[Path](), ""
+    for folder in runs_in(folders):
+        if folder.resolve() not in named and (told := told_of_detector(folder)):
+            tell(told)
+        else:
+            unique.append(folder)
+    if not unique:
+        raise UserError(told)
     runs = [read_run(folder, name) for folder, name in zip(unique, short_names(unique), strict=True)]
     for run in runs:
         if not run.metrics:
@@ -197,8 +205,8 @@ def read_run(folder: Path, name: str) -> Run:
     """
     config = folder / "config.json"
     saved = read_of_run(config)
-    if saved.get("task") == "detection":
-        raise UserError(f"{folder} holds a detector: mgd-ssl detect --evaluate {folder} writes its report")
+    if told := told_of_detector(folder):
+        raise UserError(told)
     for problem in problems(saved):
         raise UserError(f"{config} is damaged or no run's ({problem}): restore it, or leave this run out")
     return Run(
@@ -207,6 +215,15 @@ def read_run(folder: Path, name: str) -> Run:
         {path.name: Evaluation.load(path) for path in sorted(folder.glob("evaluation_*.json"))},
         is_finished(folder), str(saved.get("task", "pretraining")),
     )  # fmt: skip
+
+
+def told_of_detector(folder: Path) -> str:
+    """What there is to say of a run that is a detection, with its newest AP; nothing of any other."""
+    if read_of_run(folder / "config.json").get("task") != "detection":
+        return ""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "average_precision"]
+    reached = f" (AP {rows[-1]['AP']:.1f})" if rows and rows[-1].get("AP") is not None else ""
+    return f"{folder} holds a detector{reached}: mgd-ssl detect --evaluate {folder} writes its report"
 
 
 def problems(saved: dict[str, Any]) -> Iterable[str]:

@@ -136,5 +136,5 @@ def test_a_classification_is_launched_stopped_and_continued(image_folder: Path, 
 def runs_table(folder: Path) -> dict[str, str]:
     """State of every run as `mgd-ssl runs` reads it."""
     found = read_rows([folder / "run", folder / "whole"])
-    assert all(row.top1 is not None and row.loss is not None for row in found)
+    assert all(row.value is not None and row.loss is not None for row in found)
     return {Path(row.run).name: row.state for row in found}

@@ -2,6 +2,7 @@
 
 from tests.mutants.fault import Fault
 
+RUNS = ("tests/launchers/test_measured.py",)
 WORDS = ("tests/test_refused_words.py",)
 
 USE = [
@@ -9,4 +10,6 @@ USE = [
     Fault("words: the parser's fault without its value", "return str(error)", "continue", WORDS, "wrong_value"),
     Fault("words: unknown options pass", "if unknown:\n        raise UserError(unknown_word", "if False:\n        raise UserError(unknown_word", WORDS),
     Fault("words: an option by the name of its field", "own[0] if own else name", "name", WORDS),
+    Fault("runs: k-NN alone is a measurement", "if kind in rows:", "if kind == 'knn' and kind in rows:", RUNS),
+    Fault("report: a detector ends the report of its folder", "if folder.resolve() not in named and (told :=", "if False and (told :=", RUNS),
 ]  # fmt: skip
