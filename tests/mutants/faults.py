@@ -4,18 +4,8 @@
 several places, `inside` names the class or function, for instance `Meter.means`.
 """
 
-from typing import NamedTuple
-
-
-class Fault(NamedTuple):
-    """One wrong line."""
-
-    name: str
-    old: str
-    new: str
-    tests: tuple[str, ...]  # arguments of pytest; the first to fail ends the trial
-    inside: str = ""
-
+from tests.mutants.bags_and_crops import BAGS_AND_CROPS
+from tests.mutants.fault import Fault
 
 ALGORITHM = ("tests/mgd",)
 AUGMENT = ("tests/moco/test_augment.py",)
@@ -276,8 +266,6 @@ TERMS = [
     Fault("balance unused", "self.get_buffer(f\"factor_{name}\").mul_(ratio)", "pass", TERM_RUNS),
     Fault("balance without the schedule", "weight.balance) * self._now[name] / weight.value", "weight.balance)", TERM_RUNS),
     Fault("views drawn that nobody looks at", 'VIEWS[:2] if "key" in looked_at else VIEWS[:1]', "VIEWS[:2]", TERM_RUNS),
-    Fault("neighbours with the image itself", "itself = found == np.arange(len(found))[:, None]", "itself = np.zeros(found.shape, bool)", TERM_RUNS),
-    Fault("neighbours of the last shard alone", "both = np.concatenate([scores[rows], new_scores], axis=1)", "both = np.concatenate([-1 + 0 * scores[rows], new_scores], axis=1)", TERM_RUNS),
     Fault("bags of other images pass", "if fingerprint != images.fingerprint():", "if False:", TERM_RUNS),
     Fault("effective rank of squares", "shares = values / values.sum()", "shares = values**2 / (values**2).sum()", COLLAPSE),
 ]  # fmt: skip
@@ -293,4 +281,15 @@ DETECTION = [
     Fault("detection: padding counts in the loss", "normalised = normalised * target.valid", "pass", PADDING),
 ]  # fmt: skip
 
-FAULTS = [*MOCO, *VIEWS, *DISTILLATION, *LOOP, *EVALUATION, *TEACHERS, *CLASSIFICATION, *TERMS, *DETECTION]
+FAULTS = [
+    *MOCO,
+    *VIEWS,
+    *DISTILLATION,
+    *LOOP,
+    *EVALUATION,
+    *TEACHERS,
+    *CLASSIFICATION,
+    *TERMS,
+    *BAGS_AND_CROPS,
+    *DETECTION,
+]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.faults import FAULTS, Fault
+from tests.mutants.fault import Fault
+from tests.mutants.faults import FAULTS
 from tests.mutants.trial import ROOT, NotFound, spans, tried, with_fault
 
 QUICK = ("EMA factor of the GPU path", "warm-up from zero", "linear: top-5 is top-6", "stretch: momentum forgotten")

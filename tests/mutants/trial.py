@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from tests.mutants.faults import Fault
+from tests.mutants.fault import Fault
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("moco", "mgd_ssl", "linear_eval", "launchers")
