@@ -250,10 +250,10 @@ COLLAPSE = ("tests/training/test_collapse.py",)
 TERMS = [
     Fault("SEED: temperatures exchanged", "s / self.student_temperature, t / self.teacher_temperature", "s / self.teacher_temperature, t / self.student_temperature", TERM),
     Fault("SEED: own embedding left out", "torch.logaddexp(own, ours)", "ours", TERM, "Seed"),
-    Fault("DisCo: one view of two", "*(network.views[name].embedding() for name in self.needs.student)", "", TERM),
-    Fault("SimReg: not on the sphere", "F.normalize(predicted.float(), dim=1) * target", "predicted.float() * target", TERM),
+    Fault("DisCo: one view of two", "[network.views[name].embedding() for name in self.others]", "[]", TERM),
+    Fault("SimReg: not on the sphere", "F.normalize(predicted.float(), dim=1) * student", "predicted.float() * student", TERM),
     Fault("SimReg: no BatchNorm", "modules += [nn.BatchNorm1d(after), nn.ReLU()]", "modules += [nn.Identity(), nn.ReLU()]", TERM),
-    Fault("CompRess: divergence the wrong way", "mean[len(target) :].repeat(2, 1)", "mean[: len(target)].repeat(2, 1)", TERM),
+    Fault("CompRess: divergence the wrong way", "theirs = mean[len(mapped) :]", "theirs = mean[: len(target)]", TERM),
     Fault("BINGO: no warm-up", "0.0 if teacher.epoch < self.warm_epochs else 0.5", "0.5", TERM),
     Fault("BINGO: mixed shares exchanged", "share * nce(mixed, p) + (1 - share)", "(1 - share) * nce(mixed, p) + share", TERM),
     Fault("queue never moves on", "self.ptr.add_(count).remainder_(size)", "pass", TERM),
