@@ -26,7 +26,7 @@ USAGE = """usage: mgd-ssl launch local|slurm [OPTIONS] -- COMMAND [COMMAND'S OPT
   local   processes of this host
   slurm   a Slurm job, or an array of them
 
-COMMAND is pretrain, classify, detect, linear, knn or embed, with the options it has without a launcher.
+COMMAND is pretrain, classify, detect, linear, knn, embed or bags, with the options it has without a launcher.
 mgd-ssl launch local --help and mgd-ssl launch slurm --help list the launchers' options."""
 CONFIGS = Path(settings.__file__).parent / "configs"
 

@@ -13,7 +13,8 @@ from linear_eval.feature_cache import check_finite
 from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import Account, batches
 from mgd_ssl.data.order import TrainingOrder
-from mgd_ssl.data.samples import EvalBatch, RandomCrops
+from mgd_ssl.data.random_crops import RandomCrops
+from mgd_ssl.data.samples import EvalBatch
 from mgd_ssl.data.upload import Upload
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.networks.frozen import FrozenBackbone

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import AUTOMATIC, FREE, MAX_SEED, Required, Settings, each_once
 from mgd_ssl.term_settings import TermsConfig, WeightSettings
+from mgd_ssl.view_settings import LocalCropSettings
 
 MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
 DEVIATION = (0.229, 0.224, 0.225)
@@ -58,7 +59,7 @@ Background = Annotated[str, BeforeValidator(_colour)]
 MaxPixels = Annotated[int, Field(ge=1, le=PILLOWS_LIMIT)]
 
 
-class DataConfig(Settings):
+class DataConfig(LocalCropSettings):
     """Images and their views."""
 
     train: Annotated[Path, FREE, Required("--data.train, a folder of images or tar shards")]

@@ -20,7 +20,7 @@ from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.seed import Seed
 from mgd_ssl.distillation.simreg import SimReg
-from mgd_ssl.distillation.term import Seen
+from mgd_ssl.distillation.term import CROPS, Seen
 from mgd_ssl.distillation.weighting import Weight
 from mgd_ssl.networks.backbones import build_encoder
 from mgd_ssl.run.runtime import on_rank_zero
@@ -98,10 +98,12 @@ def terms_method() -> GuidedMoCo:
     """Every term, one of which rests at times."""
     torch.manual_seed(0)
     moco = MoCo(Plain(4, 6), dim=6, queue_size=24, momentum=0.9)
-    terms = {
+    terms: dict[str, Any] = {
         "seed": Seed(6, 24, teacher_temperature=0.1), "disco": DisCo(), "simreg": SimReg(nn.Linear(8, 10)),
         "compress": CompRess(nn.Linear(8, 10), 10, 16), "bingo": Bingo(6, 24, warm_epochs=1),
     }  # fmt: skip
+    for name in ("seed", "disco", "simreg", "compress"):
+        terms[name].needs = terms[name].needs._replace(student=terms[name].needs.student | {CROPS})
     weights = {
         "seed": Weight(1.0, balance=0.5), "disco": Weight(1.0, until=1.5), "simreg": Weight(1.0, since=1.0),
         "compress": Weight(1.0, "linear", until=3.0), "bingo": Weight(0.5),
@@ -123,6 +125,8 @@ def train_by_terms() -> dict[str, Any]:
         query.views, query.epoch, query.share = {"key": key, "member_key": member}, step / 2, 0.3
         targets = method.guide.prepare(query, step)
         others = {name: part(im_k + i) for i, name in enumerate(sorted(method.guide.needs(step / 2).student))}
+        if CROPS in others:
+            others[CROPS] = part(torch.stack([im_q[..., ::2, ::2], im_k[..., 1::2, ::2]], dim=1)).flatten(0, 1)
         method.measuring = step % 2 == 0
         output = model(part(im_q), part(im_k), targets, step, others)
         output.total.backward()

@@ -15,7 +15,7 @@ ROOMS = [  # of mgd_ssl, folders and files: each imports only its own and those 
     ["posix_locks"],
     ["files", "settings", "mgd"],
     ["setting_keys"],
-    ["term_settings", "refused_words"],
+    ["term_settings", "view_settings", "refused_words"],
     ["config", "command_line", "console"],
     ["classify_settings"],
     ["run"],

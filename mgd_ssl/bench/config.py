@@ -27,6 +27,8 @@ class StepConfig(Settings):
     """Negative keys; a multiple of the batch size."""
     terms: tuple[Literal["mgd", "seed", "disco", "simreg", "compress", "bingo"], ...] = Field(("mgd",), min_length=1)
     """What the teacher says; the queues of seed, compress and bingo are the settings' own."""
+    local_crops: int = Field(0, ge=0, le=64)
+    """Local crops of every image beside its views, of 96 to 224 of their size, for seed, disco, simreg and compress."""
     contrast: bool = True
     """Contrast queries with keys; without, the terms are alone."""
     rounds: int = Field(10, ge=1, le=10**6)

@@ -23,7 +23,7 @@ from mgd_ssl.bench.step import Step, bare_networks, view_rows
 from mgd_ssl.bench.timing import Work, clock_of, compared
 from mgd_ssl.config import RuntimeConfig
 from mgd_ssl.data.ring import view_batches
-from mgd_ssl.data.samples import Space
+from mgd_ssl.data.space import Space
 from mgd_ssl.data.views_device import Finishing, finish_views
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.evaluation.knn import knn_accuracy

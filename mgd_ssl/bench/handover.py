@@ -12,7 +12,8 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.loader import batches
 from mgd_ssl.data.ring import view_batches
-from mgd_ssl.data.samples import Space, TwoViews
+from mgd_ssl.data.samples import TwoViews
+from mgd_ssl.data.space import Space
 from moco import ViewPolicy
 
 BATCH = 32

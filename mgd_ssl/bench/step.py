@@ -63,6 +63,8 @@ class Step:
         self.update = update_of(self.config, self.task)
         method.train()
         self.batch = random_batch(config, runtime.device)
+        if config.local_crops:
+            self.batch = with_crops(self.batch, config)
 
     def __call__(self) -> StepOutput:
         """Take it."""
@@ -83,6 +85,15 @@ def random_batch(config: StepConfig, device: torch.device) -> PretrainBatch:
     return PretrainBatch(im_q.pin_memory(), im_k.pin_memory(), [], rows, pinned)
 
 
+def with_crops(batch: PretrainBatch, config: StepConfig) -> PretrainBatch:
+    """The batch with local crops of noise."""
+    count, size = config.batch_size * config.local_crops, local_size(config)
+    crops = torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
+    if batch.rows is None:
+        return batch._replace(crops=crops)
+    return batch._replace(crops=crops.pin_memory(), crop_rows=view_rows(count, 1)[0].pin_memory())
+
+
 def training_step(config: StepConfig, runtime: Runtime) -> Work:
     """`Step`, as a function that can be sent to another process by its name."""
     return Step(config, runtime)
@@ -95,7 +106,12 @@ def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
         student=config.student,
         teacher_precision=config.teacher_precision,
         out=Path("none"),
-        data=DataConfig(train=Path("none"), image_size=config.image_size),
+        data=DataConfig(
+            train=Path("none"),
+            image_size=config.image_size,
+            local_crops=config.local_crops,
+            local_size=local_size(config),
+        ),
         moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
         mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
         terms=terms,
@@ -115,6 +131,8 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
             network.compile(dynamic=False)
     needs = Needs.union(NEEDS[name] for name in config.terms)
     images = torch.randn(size_of(config), device=runtime.device).to(memory_format=runtime.memory_format)
+    small = (config.batch_size * config.local_crops, 3, local_size(config), local_size(config))
+    crops = torch.randn(small, device=runtime.device).to(memory_format=runtime.memory_format)
 
     def bare() -> None:
         with runtime.autocast():
@@ -126,6 +144,8 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
             loss = query(images).float().sum()
             for _ in needs.student:
                 loss = loss + query(images).float().sum()
+            if config.local_crops:
+                loss = loss + query(crops).float().sum()
         loss.backward()
         query.zero_grad(set_to_none=True)
 
@@ -135,6 +155,11 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
 def size_of(config: StepConfig) -> tuple[int, int, int, int]:
     """Of a batch of one view."""
     return (config.batch_size, 3, config.image_size, config.image_size)
+
+
+def local_size(config: StepConfig) -> int:
+    """Edge of a local crop in pixels."""
+    return max(16, round(config.image_size * 96 / 224 / 16) * 16)
 
 
 def view_rows(num_images: int, views: int = 2) -> Tensor:

@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "teachers": Command("mgd_ssl.commands.teachers", "list the files that can teach, or tell what a given file holds"),
     "pack": Command("mgd_ssl.commands.pack", "rewrite a folder of images once into tar shards, reduced if you like"),
-    "bags": Command("mgd_ssl.commands.bags", "find the images a teacher holds for alike, for the term bingo"),
+    "bags": Command("mgd_ssl.commands.bags", "find the images a teacher holds for alike, for the term bingo", True),
     "doctor": Command(
         "mgd_ssl.commands.doctor", "look at machine, images and teacher, take a few steps, say how long a run takes"
     ),

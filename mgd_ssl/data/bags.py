@@ -14,6 +14,8 @@ from mgd_ssl.errors import UserError
 from mgd_ssl.files import sha256_of, write_whole, writing
 from moco.keyed import keyed_generator
 
+BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, zipfile.BadZipFile)  # of a file that is none
+
 
 @dataclass(frozen=True)
 class Bags:
@@ -52,6 +54,16 @@ def save_bags(path: Path, neighbours: np.ndarray, about: dict[str, Any]) -> None
         write_whole(path, content.getvalue())
 
 
+def about_bags(path: Path) -> dict[str, Any]:
+    """What a file of bags says of itself; nothing, where it is another file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+    except BROKEN:
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def load_bags(path: Path, images: Images, seed: int) -> Bags:
     """The bags of these images.
 
@@ -64,7 +76,7 @@ def load_bags(path: Path, images: Images, seed: int) -> Bags:
         fingerprint = about["fingerprint"]
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: make it with `mgd-ssl bags`") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise UserError(f"{path} is no whole file of bags ({error}): make it anew with `mgd-ssl bags`") from error
     if fingerprint != images.fingerprint():
         raise UserError(

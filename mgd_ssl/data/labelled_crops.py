@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from mgd_ssl.data.decode import decode_pixels_told
 from mgd_ssl.data.images import Images, Noted, Unreadable
 from mgd_ssl.data.order import TrainingOrder
-from mgd_ssl.data.samples import Samples, Space
+from mgd_ssl.data.samples import Samples
+from mgd_ssl.data.space import Space
 from mgd_ssl.data.views_cpu import cut_view
 from moco import ViewKey, ViewPolicy, draw_unplaced, place_view
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mgd_ssl.data.images import Unreadable
 from mgd_ssl.data.loader import PREFETCH, batches
-from mgd_ssl.data.samples import Space
+from mgd_ssl.data.space import Space
 from mgd_ssl.errors import UserError, out_of_files
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import Runtime
@@ -62,9 +62,9 @@ class Ring(Generic[Batch]):
         self.device_wait = 0.0  # seconds waited so far for the device, not for data
         spaces = [dataset.space(batch_size) for _ in range(num_slots)]
         try:
-            self.spaces = [Space(*(tensor.share_memory_() for tensor in space)) for space in spaces]
+            self.spaces = [space.each(lambda tensor: tensor.share_memory_()) for space in spaces]
         except RuntimeError as error:
-            megabytes = num_slots * sum(tensor.nbytes for tensor in spaces[0]) // 2**20
+            megabytes = num_slots * sum(tensor.nbytes for tensor in spaces[0].tensors) // 2**20
             raise out_of_files(error) or UserError(
                 f"the data workers need {megabytes} MB of shared memory, and there is not as much ({error}): "
                 "lower data.workers or optim.batch_size, or raise the container's --shm-size"
@@ -85,8 +85,7 @@ class Ring(Generic[Batch]):
     def read(self, filled: Iterable[Filled]) -> Iterator[Batch]:
         """The batches, in place; each is overwritten some time after the next one is asked for."""
         for slot, count, unreadable in filled:
-            views, rows = self.spaces[slot]
-            yield self.dataset.batch(Space(views[:, :count], rows[:, :count]), unreadable)
+            yield self.dataset.batch(self.spaces[slot].first(count), unreadable)
             self._give_back(slot)
 
     def _give_back(self, slot: int) -> None:
@@ -171,7 +170,7 @@ def _pinned(ring: Ring[Any], device: torch.device) -> Iterator[None]:
         yield
         return
     cuda = torch.cuda.cudart()
-    tensors = [tensor for space in ring.spaces for tensor in space]
+    tensors = [tensor for space in ring.spaces for tensor in space.tensors]
     locked = [tensor for tensor in tensors if int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0]
     if len(locked) < len(tensors):
         _take_error(device)

@@ -21,12 +21,15 @@ from torchvision.transforms.v2 import functional as TF
 from mgd_ssl.config import DataConfig, Decoding
 from mgd_ssl.data.decode import decode_pixels_told, decode_told
 from mgd_ssl.data.images import Images, Noted, Unreadable
+from mgd_ssl.data.space import Space
 from mgd_ssl.data.views_cpu import Pixels, cut_view, render_view_fast
 from mgd_ssl.errors import UserError, out_of_files
-from moco import View, ViewKey, ViewPolicy, draw_unplaced, draw_view, place_view, render_view
+from moco import View, ViewKey, ViewPolicy, draw_unplaced, place_view, render_view
+from moco.augment import Unplaced
 from moco.keyed import keyed_generator
 
 STRIP = 4  # sides of an image differ by this factor at most when it is resized for a centre crop
+FIRST_CROP = 4  # number of the first local crop among the views of an image: before it come two, and two of a bag's
 REPLACEMENTS = 50  # other images tried in place of an unreadable one before giving up
 
 Backend = Literal["reference", "cpu", "device"]
@@ -42,6 +45,8 @@ class PretrainBatch(NamedTuple):
     unreadable: list[Unreadable]
     rows: Tensor | None = None  # [V, N, 15], the rows of `View` by which the device has yet to finish all
     others: tuple[Tensor, ...] = ()  # [N, H, W, 3] uint8: the views of another image of the same bag
+    crops: Tensor | None = None  # [N L, h, w, 3] uint8: L local crops of every image, side by side
+    crop_rows: Tensor | None = None  # [N L, 15]
 
     @property
     def views(self) -> list[Tensor]:
@@ -100,6 +105,14 @@ class Samples:
         )
 
 
+class LocalCrops(NamedTuple):
+    """Small views of every image beside the others."""
+
+    policy: ViewPolicy
+    size: int  # edge in pixels
+    number: int  # L an image
+
+
 class Companions(Protocol):
     """What tells another image of the same bag."""
 
@@ -118,11 +131,12 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         seed: of the run.
         backend: what renders them: PIL, this core's fast way, or that for the geometry and the device for the rest.
 
-    `alone` leaves the key view out; `bags` adds two views of another image (see `Companions`).
+    `alone` leaves the key view out; `bags` adds two views of another image (see `Companions`), `local` small ones.
     """
 
     alone = False
     bags: Companions | None = None
+    local: LocalCrops | None = None
 
     def __init__(
         self, images: Images, policy: ViewPolicy, size: int, seed: int, backend: Backend = "reference"
@@ -140,23 +154,32 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         space = self.space(len(keys))
         return self.batch(space, self.fill(keys, space))
 
-    def space(self, num_images: int) -> "Space":
+    def space(self, num_images: int) -> Space:
         """Memory for a batch."""
         views = torch.empty((self.num_views, num_images, self.size, self.size, 3), dtype=torch.uint8)
-        return Space(views, torch.empty((self.num_views, num_images, len(View._fields))))
+        rows = torch.empty((self.num_views, num_images, len(View._fields)))
+        if self.local is None:
+            return Space(views, rows)
+        _, size, number = self.local
+        crops = torch.empty((num_images, number, size, size, 3), dtype=torch.uint8)
+        return Space(views, rows, crops, torch.empty((num_images, number, len(View._fields))))
 
-    def fill(self, keys: Sequence[tuple[int, int]], space: "Space") -> list[Unreadable]:
+    def fill(self, keys: Sequence[tuple[int, int]], space: Space) -> list[Unreadable]:
         """Write the views of a batch; what there is to tell of its files is returned."""
         how: Decoder[Image.Image | Pixels] = decode_told if self.backend == "reference" else decode_pixels_told
         out, table = space.views.numpy(), list[list[View]]()
         views = range(self.num_views)
         unplaced = [[draw_unplaced(self.policy, ViewKey(self.seed, *key, v)) for v in views] for key in keys]
+        crops = [self.unplaced_crops(*key) for key in keys]
         noted = Noted()
         for i, key in enumerate(keys):
             placed: list[View] = []
             for index in self.sources(*key):
                 image: Image.Image | Pixels = self.load(index, noted, how)[0]  # once for both of its views
                 width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+                if not placed and self.local is not None:
+                    local = [place_view(each, self.local.policy, width, height) for each in crops[i]]
+                    self.fill_crops(image, local, space, i)
                 for each in unplaced[i][len(placed) : len(placed) + 2]:
                     view = place_view(each, self.policy, width, height)
                     self.render(image, view, out[len(placed), i])
@@ -165,6 +188,20 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
         space.rows[:, : len(keys)] = torch.tensor(table).transpose(0, 1)
         return noted
 
+    def unplaced_crops(self, epoch: int, index: int) -> list[Unplaced]:
+        """The local crops of an image before it is known."""
+        if self.local is None:
+            return []
+        keys = [ViewKey(self.seed, epoch, index, FIRST_CROP + n) for n in range(self.local.number)]
+        return [draw_unplaced(self.local.policy, key) for key in keys]
+
+    def fill_crops(self, image: Image.Image | Pixels, crops: Sequence[View], space: Space, i: int) -> None:
+        """Write the local crops of the image at place i."""
+        assert space.crops is not None and space.crop_rows is not None
+        for crop, out in zip(crops, space.crops[i].numpy(), strict=True):
+            self.render(image, crop, out)
+        space.crop_rows[i] = torch.tensor(crops)
+
     def sources(self, epoch: int, index: int) -> list[int]:
         """Images that the views are of, two of each."""
         return [index] if self.bags is None else [index, self.bags.member(epoch, index)]
@@ -172,24 +209,21 @@ class TwoViews(Samples, Dataset[PretrainBatch]):
     def render(self, image: Image.Image | Pixels, view: View, out: Pixels) -> None:
         """One view, or its geometric part where the device does the rest: [size, size, 3]."""
         if isinstance(image, Image.Image):
-            out[:] = np.asarray(render_view(image, view, self.size))
+            out[:] = np.asarray(render_view(image, view, len(out)))
         elif self.backend == "cpu":
             render_view_fast(image, view, out)
         else:
             cut_view(image, view, out)
 
-    def batch(self, space: "Space", unreadable: list[Unreadable]) -> PretrainBatch:
+    def batch(self, space: Space, unreadable: list[Unreadable]) -> PretrainBatch:
         """What `fill` has written, in place."""
         im_q, *more = space.views
         rows = space.rows if self.backend == "device" else None
-        return PretrainBatch(im_q, more[0] if more else im_q[:0], unreadable, rows, tuple(more[1:]))
-
-
-class Space(NamedTuple):
-    """Memory of a batch of views."""
-
-    views: Tensor  # [V, N, H, W, 3] uint8
-    rows: Tensor  # [V, N, 15]
+        batch = PretrainBatch(im_q, more[0] if more else im_q[:0], unreadable, rows, tuple(more[1:]))
+        if space.crops is None or space.crop_rows is None:
+            return batch
+        crop_rows = None if rows is None else space.crop_rows.flatten(0, 1)
+        return batch._replace(crops=space.crops.flatten(0, 1), crop_rows=crop_rows)
 
 
 CROP_VERSION = 1  # to be raised when the pixels of `CentreCrops` change; caches of features hold it
@@ -249,26 +283,3 @@ def view_policy(config: DataConfig) -> ViewPolicy:
     """Distribution of the views a configuration asks for."""
     recipe = {"v1": ViewPolicy.v1, "v2": ViewPolicy, "weak": ViewPolicy.weak}[config.recipe]()
     return replace(recipe, scale=config.crop_scale, blur_sigma=config.blur_sigma)
-
-
-# torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in main_lincls.py of MoCo
-CROP_AND_FLIP = ViewPolicy(scale=(0.08, 1.0), jitter_probability=0, grey_probability=0, blur_probability=0)
-
-
-class RandomCrops(Samples, Dataset[EvalBatch]):
-    """A random crop, perhaps mirrored, of each image, addressed by (epoch, index)."""
-
-    def __init__(self, images: Images, size: int, seed: int) -> None:
-        super().__init__(images, seed)
-        self.size = size
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> EvalBatch:
-        """A batch; the loader calls this once with all keys of the batch."""
-        crops = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
-        used, noted = [], Noted()
-        for row, (epoch, index) in enumerate(keys):
-            image, where = self.decode(index, noted)
-            view = draw_view(CROP_AND_FLIP, *image.size, ViewKey(seed=self.seed, epoch=epoch, image=index, view=0))
-            crops[row] = np.asarray(render_view(image, view, self.size))
-            used.append(where)
-        return EvalBatch(torch.from_numpy(crops), torch.tensor(used), noted)

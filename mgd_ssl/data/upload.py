@@ -37,6 +37,15 @@ class Upload:
         rows = self._to_device(batch.rows)
         return [self.finished(*pair) for pair in zip(views, rows, strict=True)]
 
+    def crops(self, batch: PretrainBatch) -> Tensor:
+        """Local crops [N L, 3, h, w] of a batch that has some, likewise."""
+        assert batch.crops is not None
+        crops = self._to_device(batch.crops)
+        if batch.crop_rows is None:
+            return self.as_trained_on(crops)
+        finished: Tensor = self.finished(crops, self._to_device(batch.crop_rows))
+        return finished
+
     def as_trained_on(self, pixels: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] on the device -> normalised [N, 3, H, W] in the training's precision."""
         return self.normalised(pixels).to(self.dtype)

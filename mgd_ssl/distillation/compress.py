@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mgd_ssl.distillation.anchors import anchored
 from mgd_ssl.distillation.queue import Queue
-from mgd_ssl.distillation.term import Needs, Seen
+from mgd_ssl.distillation.term import Needs, Seen, pooled
 
 
 class CompRess(nn.Module):
@@ -42,18 +42,19 @@ class CompRess(nn.Module):
         return self._newest
 
     def loss(self, student: Seen, target: Tensor) -> Tensor:
-        """Divergence of an image, averaged over the batch.
+        """Divergence of an image, averaged over the batch and over what the student sees of an image.
 
         Similarities are linear in the feature, so the teacher's expectation of them is the similarity to its mean
         anchor.
         """
-        mapped = self.head(student.feature)
+        mapped, of = self.head(student.with_crops(pooled)), student.to_crops
         with torch.autocast(target.device.type, enabled=False):
             scaled = torch.cat([F.normalize(mapped.float(), dim=1), target]) / self.temperature
             total, mean, _ = anchored(scaled, self.queue.rows)
-            expected = (scaled * mean[len(target) :].repeat(2, 1)).sum(dim=1)
-            cross_entropy, entropy = (total - expected).chunk(2)
-            return (cross_entropy - entropy).mean()
+            theirs = mean[len(mapped) :]  # mean anchors of the teacher, [N, D_t]
+            expected = (scaled * torch.cat([of(theirs), theirs])).sum(dim=1)
+            cross_entropy, entropy = (total - expected).tensor_split([len(mapped)])
+            return (cross_entropy - of(entropy)).mean()
 
     def after_step(self) -> None:
         """Enqueue the teacher's features."""

@@ -17,22 +17,25 @@ class DisCo(nn.Module):
 
     def __init__(self, both_views: bool = True) -> None:
         super().__init__()
-        others = frozenset({"key"} if both_views else ())
-        self.needs = Needs(teacher=others | {"query"}, student=others, head=True)
+        self.others = ("key",) if both_views else ()
+        self.needs = Needs(teacher=frozenset({"query", *self.others}), student=frozenset(self.others), head=True)
 
     @torch.no_grad()
     def prepare(self, teacher: Seen, step: int) -> list[Tensor]:
         """The teacher's embeddings [N, dim] of one view or two."""
-        return self._embeddings(teacher)
+        return [teacher.embedding(), *self._of_others(teacher)]
 
     def loss(self, student: Seen, target: list[Tensor]) -> Tensor:
-        """Distance of an image, summed over its views and averaged over the batch."""
-        with torch.autocast(target[0].device.type, enabled=False):
-            pairs = zip(self._embeddings(student), target, strict=True)
+        """Distance of an image, summed over its views and averaged over the batch; that of the query is a mean over it
+        and its local crops."""
+        query, *others = target
+        seen = [student.with_crops(Seen.embedding), *self._of_others(student)]
+        with torch.autocast(query.device.type, enabled=False):
+            pairs = zip(seen, [student.to_crops(query), *others], strict=True)
             return torch.stack([(s - t).square().sum(dim=1).mean() for s, t in pairs]).sum()
 
-    def _embeddings(self, network: Seen) -> list[Tensor]:
-        return [network.embedding(), *(network.views[name].embedding() for name in self.needs.student)]
+    def _of_others(self, network: Seen) -> list[Tensor]:
+        return [network.views[name].embedding() for name in self.others]
 
     def after_step(self) -> None:
         """Nothing."""

@@ -41,19 +41,20 @@ class Seed(nn.Module):
         return self._newest
 
     def loss(self, student: Seen, target: Tensor) -> Tensor:
-        """Cross entropy of an image, averaged over the batch.
+        """Cross entropy of an image, averaged over the batch and over what the student sees of an image.
 
         Each softmax is over the image's own teacher embedding and the queue. Similarities are linear in the student's
         embedding, so the teacher's expectation of them is the similarity to its mean anchor.
         """
-        s, t = student.embedding(), target
+        s, t = student.with_crops(Seen.embedding), target
+        of = student.to_crops
         with torch.autocast(t.device.type, enabled=False):
             scaled = torch.cat([s / self.student_temperature, t / self.teacher_temperature])
             total, mean, _ = anchored(scaled, self.queue.rows)
-            (ours, theirs), (_, mean_anchor) = total.chunk(2), mean.chunk(2)
-            own, teachers_own = (scaled * torch.cat([t, t])).sum(dim=1).chunk(2)  # [N] each
-            share = (teachers_own - theirs).sigmoid()  # of the own embedding in the teacher's softmax
-            expected = share * own + (1 - share) * (scaled[: len(s)] * mean_anchor).sum(dim=1)
+            ours, theirs = total.tensor_split([len(s)])
+            own, teachers_own = (scaled * torch.cat([of(t), t])).sum(dim=1).tensor_split([len(s)])
+            share = of((teachers_own - theirs).sigmoid())  # of the own embedding in the teacher's softmax
+            expected = share * own + (1 - share) * (scaled[: len(s)] * of(mean[len(s) :])).sum(dim=1)
             return (torch.logaddexp(own, ours) - expected).mean()
 
     def after_step(self) -> None:

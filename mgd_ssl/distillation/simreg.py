@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgd_ssl.distillation.term import Needs, Seen
+from mgd_ssl.distillation.term import Needs, Seen, pooled
 
 
 def regression_head(width: int, teacher_width: int, layers: int = 4) -> nn.Sequential:
@@ -46,10 +46,10 @@ class SimReg(nn.Module):
         return F.normalize(teacher.feature.float(), dim=1)
 
     def loss(self, student: Seen, target: Tensor) -> Tensor:
-        """Squared distance of an image on the sphere, averaged over the batch."""
-        predicted = self.head(student.feature)
+        """Squared distance on the sphere, averaged over the batch and over what the student sees of an image."""
+        predicted = self.head(student.with_crops(pooled))
         with torch.autocast(target.device.type, enabled=False):
-            cosine = (F.normalize(predicted.float(), dim=1) * target).sum(dim=1)
+            cosine = (F.normalize(predicted.float(), dim=1) * student.to_crops(target)).sum(dim=1)
             return (2 - 2 * cosine).mean()
 
     def after_step(self) -> None:

@@ -1,6 +1,6 @@
 """A loss term that draws a student towards a teacher, what it may look at, and what it needs to be seen."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERY = frozenset({"query"})
+CROPS = "crops"  # view of the student: L local crops of every image, side by side in one batch of N L
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Seen:
     maps: list[Tensor] = field(default_factory=list)  # pre-ReLU [N, C, H, W] of every tapped stage
     output: Tensor | None = None  # what the network returned: logits, or an embedding that is not normalised
     feature: Tensor | None = None  # pooled [N, d], what enters its classifier or head
-    views: dict[str, "Seen"] = field(default_factory=dict)  # of other views: key, member, member_key, mixed
+    views: dict[str, "Seen"] = field(default_factory=dict)  # of other views: key, member, member_key, mixed, crops
     epoch: float = 0.0  # epochs done, with their fraction: for schedules
     share: float = 1.0  # of the query's image in the view `mixed`
 
@@ -27,6 +28,24 @@ class Seen:
         assert self.output is not None
         with torch.autocast(self.output.device.type, enabled=False):
             return F.normalize(self.output.float(), dim=1)
+
+    def with_crops(self, read: Callable[["Seen"], Tensor]) -> Tensor:
+        """What is read of this view [N, ...], and below it of its local crops where there are some: [N + N L, ...]."""
+        crops = self.views.get(CROPS)
+        return read(self) if crops is None else torch.cat([read(self), read(crops)])
+
+    def to_crops(self, target: Tensor) -> Tensor:
+        """For every row of `with_crops` what [N, ...] says of its image."""
+        crops = self.views.get(CROPS)
+        if crops is None:
+            return target
+        return torch.cat([target, target.repeat_interleave(len(pooled(crops)) // len(target), dim=0)])
+
+
+def pooled(seen: Seen) -> Tensor:
+    """The feature [N, d]."""
+    assert seen.feature is not None
+    return seen.feature
 
 
 class Needs(NamedTuple):

@@ -1,133 +1,122 @@
-"""Bags of images: the nearest of every image by a teacher's features, in bounded memory."""
+"""Bags of images: the nearest of every image by a teacher's features, over processes and in bounded memory."""
 
-import tempfile
-from contextlib import ExitStack
+import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from mgd_ssl.config import Decoding
-from mgd_ssl.console import progress_bar
-from mgd_ssl.data.bags import save_bags
-from mgd_ssl.data.images import Images
-from mgd_ssl.data.loader import Reading, one_pass
-from mgd_ssl.data.samples import CentreCrops
+from mgd_ssl.data.bags import about_bags, save_bags
+from mgd_ssl.data.decode import DECODER_VERSION
+from mgd_ssl.data.samples import CROP_VERSION
 from mgd_ssl.data.sources import open_images
-from mgd_ssl.data.unreadable import TOLD
-from mgd_ssl.data.upload import Upload
-from mgd_ssl.errors import TrainingError, UserError
+from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.config import BagsConfig
-from mgd_ssl.evaluation.knn_table import PassAccount
-from mgd_ssl.files import check_place, writing
+from mgd_ssl.evaluation.feature_rows import FeatureRows
+from mgd_ssl.evaluation.features import FeatureExtractor
+from mgd_ssl.evaluation.neighbours import Neighbours
+from mgd_ssl.evaluation.partwise import Partwise
+from mgd_ssl.files import check_place
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
-from mgd_ssl.run.runtime import Runtime, process
-
-ASKED = 4096  # images whose neighbours are looked for at once
+from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, shared
+from moco.dist import world_size
 
 
 def make_bags(config: BagsConfig) -> dict[str, Any]:
-    """Write the bags of all images to a file; returns what they are.
+    """Write the bags of all images to a file, or go on with what is there; returns what they are, on all ranks.
 
     Raises:
-        UserError: when a setting, a file or a folder is at fault; nothing is written.
-        DiskError: when the disk is full.
+        UserError: when a setting, a file or a folder is at fault.
+        DiskError: when a file cannot be written; what was computed stays.
+        Interrupted: on all ranks, after a signal; what was computed stays.
     """
     check_place(config.out.parent)
-    images = open_images(config.images, Decoding(config.background, config.max_pixels))
-    if config.neighbours >= len(images):
-        raise UserError(
-            f"neighbours is {config.neighbours} and {config.images} holds {len(images)} images: set it below that"
-        )
-    backbone, report = load_backbone(find_weights(config.teacher), config.teacher_arch)
-    with process(config.runtime) as runtime, writing(config.out):
-        network = backbone.eval().to(runtime.device).to(memory_format=runtime.memory_format)
-        with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".bags_") as folder:
-            features = write_features(Path(folder) / "features.npy", network, images, config, runtime)
-            neighbours = nearest_others(features, config.neighbours, config.shard_images)
-    about = {
-        "fingerprint": images.fingerprint(), "num_images": len(images), "neighbours": config.neighbours,
-        "teacher": {"arch": report.arch, "sha256": report.sha256}, "image_size": config.image_size,
-    }  # fmt: skip
-    save_bags(config.out, neighbours, about)
-    return about
+    with process(config.runtime) as runtime:
+        job = Job(config, runtime)
+        about = on_rank_zero(job.made)
+        if about is None:
+            job.compute()
+            about = job.about
+        return about
 
 
-@torch.inference_mode()
-def write_features(
-    path: Path, network: torch.nn.Module, images: Images, config: BagsConfig, runtime: Runtime
-) -> np.ndarray:
-    """Features of all images' centre crops, of unit length: [M, D] float32 in a file, which is mapped and not held.
-
-    Raises:
-        UserError: when a feature is not finite, or too many images cannot be read.
-    """
-    upload, account, done = Upload(runtime), PassAccount(), 0
-    stored: np.ndarray | None = None
-    with ExitStack() as stack:
-        reading = Reading(
-            batch_size=config.batch_size, workers=runtime.data_workers(config.workers), account=account,
-            progress=progress_bar(stack, "features", len(images)),
-        )  # fmt: skip
-        crops = CentreCrops(images, config.image_size, seed=0)
-        for batch in stack.enter_context(one_pass(crops, np.arange(len(images)), reading)):
-            with runtime.autocast():
-                rows = network(upload.images(batch.images))
-            rows = F.normalize(rows.float(), dim=1).cpu()
-            if not rows.isfinite().all():
-                raise UserError(f"{config.teacher} gives features that are not finite: pass another teacher")
-            if stored is None:
-                shape = len(images), rows.shape[1]
-                stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-            stored[done : done + len(rows)] = rows.numpy()
-            done += len(rows)
-    _check_readable(account, config, len(images))
-    assert stored is not None
-    return stored
-
-
-def _check_readable(account: PassAccount, config: BagsConfig, count: int) -> None:
-    if len(account.files) > config.max_unreadable * count:
-        named = ", ".join(list(account.files)[:TOLD])
-        raise TrainingError(
-            f"{len(account.files)} of {count} images are unreadable ({named}), more than max_unreadable "
-            f"{config.max_unreadable:g}: mend them, or raise it"
-        )
-
-
-def nearest_others(features: np.ndarray, count: int, shard: int) -> np.ndarray:
-    """The nearest rows of every row by inner product, nearest first, without itself: [M, count] int32.
+class Job:
+    """The bags of one source by one teacher.
 
     Args:
-        features: [M, D] of unit length; held are `shard` rows of it at a time, and some that ask.
-        count: neighbours of each, below M.
-        shard: rows of an index.
+        config: of the command.
+        runtime: device and precision.
     """
-    total, width = features.shape
-    scores = np.full((total, count + 1), -np.inf, dtype=np.float32)
-    found = np.full((total, count + 1), -1, dtype=np.int32)
-    for start in range(0, total, shard):
-        bank = np.ascontiguousarray(features[start : start + shard])
-        index = faiss.IndexFlatIP(width)
-        index.add(bank)
-        for first in range(0, total, ASKED):
-            rows = slice(first, min(first + ASKED, total))
-            queries = np.ascontiguousarray(features[rows])
-            new_scores, new = index.search(queries, min(count + 1, len(bank)))
-            both = np.concatenate([scores[rows], new_scores], axis=1)
-            places = np.concatenate([found[rows], new.astype(np.int32) + start], axis=1)
-            best = np.argsort(-both, axis=1, kind="stable")[:, : count + 1]
-            scores[rows] = np.take_along_axis(both, best, axis=1)
-            found[rows] = np.take_along_axis(places, best, axis=1)
-    return _without_itself(found, count)
 
+    def __init__(self, config: BagsConfig, runtime: Runtime) -> None:
+        self.config, self.runtime = config, runtime
+        decoding = Decoding(config.background, config.max_pixels)
+        self.images = on_rank_zero(lambda: open_images(config.images, decoding))
+        if config.neighbours >= len(self.images):
+            raise UserError(
+                f"neighbours is {config.neighbours} and {config.images} holds {len(self.images)} images: set it below "
+                "that"
+            )
+        path = on_rank_zero(lambda: find_weights(config.teacher))
+        backbone, report = load_backbone(path, config.teacher_arch)
+        network = backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        if config.runtime.compile:
+            network.compile()
+        self.extract = FeatureExtractor(network, runtime, config.image_size)
+        state = on_rank_zero(self.images.state)
+        depends = [report.sha256, state, str(config.image_size), str(runtime.precision)]
+        depends += [f"d{DECODER_VERSION}c{CROP_VERSION}"]
+        self.features_key = sha256("\n".join(depends).encode()).hexdigest()
+        self.key = sha256(f"{self.features_key}\n{config.neighbours}".encode()).hexdigest()
+        self.about = {
+            "fingerprint": self.images.fingerprint(), "num_images": len(self.images), "neighbours": config.neighbours,
+            "teacher": {"arch": report.arch, "sha256": report.sha256}, "image_size": config.image_size,
+            "key": self.key,
+        }  # fmt: skip
 
-def _without_itself(found: np.ndarray, count: int) -> np.ndarray:
-    """[M, count + 1] -> [M, count]; where equal images have pushed a row out of its own list, the last goes."""
-    itself = found == np.arange(len(found))[:, None]
-    itself[~itself.any(axis=1), -1] = True
-    return found[~itself].reshape(len(found), count)
+    def made(self) -> dict[str, Any] | None:
+        """What a finished file of these bags says, None where there is no file.
+
+        Raises:
+            UserError: when there is another file.
+        """
+        out = self.config.out
+        if not out.exists():
+            return None
+        if about_bags(out).get("key") != self.key:
+            raise UserError(
+                f"{out} is there already, of other settings, images or weights: remove it, or choose another --out"
+            )
+        return self.about | {"found": True}
+
+    def compute(self) -> None:
+        """Write the file: features of all images, then who is near whom."""
+        config, folder = self.config, self.config.out.with_name(f".{self.config.out.name}.unfinished")
+        with (
+            Partwise.opened(folder / "features", self.features_key) as features,
+            Partwise.opened(folder / "neighbours", self.key, np.int32) as neighbours,
+        ):
+            features.fill(FeatureRows(self.images, self.extract, config, gaps=False).work())
+            table = self._table(on_rank_zero(lambda: (features.rows.path, len(self.images), features.rows.shape[0])))
+            neighbours.fill(Neighbours(table, config.neighbours, config.shard_images, self.runtime.device).work())
+            on_rank_zero(lambda: save_bags(config.out, neighbours.rows.table(), self.about))
+            on_rank_zero(neighbours.discard)
+            on_rank_zero(features.discard)
+        on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def _table(self, where: tuple[Path, int, int]) -> np.ndarray:
+        """The features [M, D] that rank 0 has written, mapped by every rank.
+
+        Raises:
+            UserError: on all ranks, when one of them does not see the file.
+        """
+        path, *shape = where
+        here = path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]
+        if world_size() > 1 and "" in shared("here" if here else ""):
+            raise UserError(
+                f"{path} is not seen by all processes: choose an --out on a file system that all hosts share"
+            )
+        return np.memmap(path, np.float32, "r", shape=(shape[0], shape[1]))

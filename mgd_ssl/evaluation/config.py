@@ -112,14 +112,17 @@ class EmbedConfig(EvaluationConfig):
 
 
 class BagsConfig(Settings):
-    """Find the nearest images of every image by a teacher's features, for the term bingo."""
+    """Find the nearest images of every image by a teacher's features, for the term bingo.
+
+    The same command again continues where it stopped.
+    """
 
     teacher: Annotated[Path, Required("--teacher, the checkpoint of the teacher")]
     """Checkpoint of the teacher, as of pretrain."""
     images: Annotated[Path, Required("--images, what is data.train of the run")]
     """Training images: a folder, shards or a Hugging Face data set, as data.train of the run."""
     out: Annotated[Path, Required("--out, the file of the bags")]
-    """File that is written."""
+    """File that is written, whole; until then features and neighbours lie in a hidden folder beside it."""
     teacher_arch: str | None = None
     """Architecture of the teacher; None: told from the shapes in the file."""
     neighbours: int = Field(5, ge=1, le=1000)
@@ -127,11 +130,11 @@ class BagsConfig(Settings):
     image_size: int = Field(224, ge=16, le=MAX_SIZE)
     """Edge of the centre crops in pixels."""
     shard_images: int = Field(100_000, ge=1, le=2**26)
-    """Images whose features are held in memory at once; 0.8 GB for a ResNet-50."""
+    """Images whose features a process holds in memory at once; 0.8 GB for a ResNet-50."""
     batch_size: int = Field(64, ge=1, le=2**24)
     """Images in a forward pass."""
     workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
-    """Data processes; None: 1 on a CPU, all cores with a GPU."""
+    """Data processes for each process; None: 1 on a CPU, its share of the cores with a GPU."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which there are no bags."""
     background: Background = USUAL.background

@@ -1,11 +1,6 @@
 """Features of all images of a source in one file, sharded over processes, continued where they stopped."""
 
 import json
-import math
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,20 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from mgd_ssl.console import progress_bar
 from mgd_ssl.data.decode import DECODER_VERSION
 from mgd_ssl.data.folder import ImageList
-from mgd_ssl.data.images import Images, Unreadable
+from mgd_ssl.data.images import Images
 from mgd_ssl.data.loader import Reading
 from mgd_ssl.data.samples import CROP_VERSION, decoding_as_in
 from mgd_ssl.data.sources import Labelled, open_images
-from mgd_ssl.data.unreadable import over_ranks
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation import feature_files
 from mgd_ssl.evaluation.config import EmbedConfig
 from mgd_ssl.evaluation.feature_files import Table
+from mgd_ssl.evaluation.feature_rows import FeatureRows, Notes
 from mgd_ssl.evaluation.features import FeatureExtractor
 from mgd_ssl.evaluation.layer import LayerOutput
+from mgd_ssl.evaluation.partwise import Partwise
 from mgd_ssl.evaluation.search import nearest
 from mgd_ssl.evaluation.unfinished import UnfinishedRows
 from mgd_ssl.files import ELSEWHERE, check_place, read_json, whole_file, write_whole, writing
@@ -36,11 +31,7 @@ from mgd_ssl.networks.untrained import find_evaluated, load_evaluated
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_image_size, run_of
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process
-from mgd_ssl.run.stop import StopRequest
 from moco.dist import world_size
-
-PART_SECONDS = 20  # of work that a stop may lose
-PART_BYTES = 2**28  # of features held in memory at a time
 
 
 class Neighbour(NamedTuple):
@@ -149,64 +140,15 @@ class Job:
     def compute(self) -> dict[str, Any]:
         """Fill the file; what lies beside it is returned."""
         out = self.config.out
-        folder = out.with_name(f".{out.name}.unfinished")
-        rows: list[UnfinishedRows] = []  # of rank 0
-        try:
-            on_rank_zero(lambda: rows.append(UnfinishedRows(folder, self.key)))
-            done = on_rank_zero(lambda: rows[0].done)
-            self._extract(done, rows)
-            content = on_rank_zero(lambda: self._finish(rows[0]))
-            on_rank_zero(lambda: rows[0].discard())
-        finally:
-            for each in rows:
-                each.close()
+        with Partwise.opened(out.with_name(f".{out.name}.unfinished"), self.key) as table:
+            table.fill(FeatureRows(self.images, self.extract, self.config, self.shape).work())
+            content = on_rank_zero(lambda: self._finish(table.rows))
+            on_rank_zero(table.discard)
         return content | {"found": False}
-
-    def _extract(self, done: int, rows: Sequence[UnfinishedRows]) -> None:
-        """All rows from `done` on, part by part."""
-        config, total = self.config, len(self.images)
-        size = whole = config.batch_size * world_size()
-        started, earlier = time.monotonic(), done
-        with StopRequest().listening() as stop, ExitStack() as stack:
-            advance = progress_bar(stack, "features", math.ceil(total / world_size()))
-            workers = self.runtime.data_workers(config.workers)
-            while done < total:
-                noted = Notes()
-                reading = Reading(
-                    config.batch_size, workers, self.runtime.device.type == "cuda", noted, stop, _after(advance, done)
-                )
-                part = np.arange(done, min(done + size, total))
-                values = self._part(part, reading)
-                unreadable = over_ranks(noted.files)
-                on_rank_zero(partial(self._keep, rows, values, unreadable))
-                done += len(part)
-                self._check_share(on_rank_zero(lambda: rows[0].unreadable))
-                speed = (done - earlier) / on_rank_zero(lambda: max(time.monotonic() - started, 1e-3))
-                most = min(PART_SECONDS * speed, PART_BYTES / max(1, values[0].nbytes))
-                size = whole * max(1, int(most) // whole)
-            stop.finish()
-
-    def _keep(self, rows: Sequence[UnfinishedRows], values: np.ndarray, unreadable: dict[str, str]) -> None:
-        rows[0].append(values, self.shape(values), unreadable)
-
-    def _part(self, rows: np.ndarray, reading: Reading) -> np.ndarray:
-        """Features of some images; of those that were replaced by others, not a number."""
-        indices = Labelled(self.images, np.arange(len(self.images)))
-        found = self.extract(indices, rows, reading)
-        found.values[found.labels != rows] = np.nan
-        return found.values
 
     def shape(self, values: np.ndarray) -> tuple[int, ...]:
         """Of one image's features."""
         return self.network.shape if isinstance(self.network, LayerOutput) else values.shape[1:]
-
-    def _check_share(self, unreadable: dict[str, str]) -> None:
-        share, most = len(unreadable) / len(self.images), self.config.max_unreadable
-        if share > most:
-            raise UserError(
-                f"{len(unreadable)} of {len(self.images)} images in {self.images.root} ({share:.1%}) are unreadable, "
-                f"first {next(iter(unreadable))}: mend them, or raise --max-unreadable above {most:g}"
-            )
 
     def _finish(self, rows: UnfinishedRows) -> dict[str, Any]:
         """Write what lies beside the file, then the file."""
@@ -263,18 +205,3 @@ class Job:
         labels, classes = self.labels()
         names = (("" if labels is None else classes[int(labels[row])]) for _, row in best)
         return [Neighbour(s, self.images.name(row), label) for (s, row), label in zip(best, names, strict=True)]
-
-
-class Notes:
-    """What could not be read in one part."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, str] = {}
-
-    def note(self, unreadable: Sequence[Unreadable]) -> None:
-        """Remember them."""
-        self.files.update(unreadable)
-
-
-def _after(advance: Callable[[int], None], done: int) -> Callable[[int], None]:
-    return lambda more: advance(math.ceil(done / world_size()) + more)

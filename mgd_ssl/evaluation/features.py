@@ -69,8 +69,8 @@ class FeatureExtractor:
         for module, mode in modes.items():
             module.training = mode
         _check_finite(values.all(), used, images)
-        used = _gathered(used[:, None], len(indices))[:, 0]
-        return Features(_gathered(values.all(), len(indices)).numpy(), labels[used.numpy()])
+        used = gathered(used[:, None], len(indices))[:, 0]
+        return Features(gathered(values.all(), len(indices)).numpy(), labels[used.numpy()])
 
 
 class Rows:
@@ -122,7 +122,7 @@ def _check_finite(values: Tensor, used: Tensor, images: Images) -> None:
         )
 
 
-def _gathered(part: Tensor, total: int) -> Tensor:
+def gathered(part: Tensor, total: int) -> Tensor:
     """Rows [m, d] of all ranks, interleaved back into the order of the indices: [total, d].
 
     Part by part, so that beside the result little more than this rank's own rows are held.

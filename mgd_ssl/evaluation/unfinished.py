@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mgd_ssl.errors import UserError
 from mgd_ssl.files import ELSEWHERE, Appended, write_whole, writing
@@ -16,19 +17,20 @@ READ_AT_ONCE = 2**24  # bytes
 
 
 class UnfinishedRows:
-    """Float32 rows of one width in a folder of their own, until they are finished.
+    """Rows of one width in a folder of their own, until they are finished.
 
     Args:
         folder: made if need be.
         key: of all that the rows depend on; others are thrown away.
+        dtype: of the numbers.
 
     Raises:
         UserError: when another process writes there.
         DiskError: when it cannot be written, here and in `append`.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, dtype: DTypeLike = np.float32) -> None:
+        self.folder, self.key, self.dtype = folder, key, np.dtype(dtype)
         with writing(folder, ELSEWHERE, at_start=True):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
@@ -38,7 +40,12 @@ class UnfinishedRows:
             found = self._account()
             self._rows = Appended(folder / "rows")
             self.done, self.shape, self._crc, self.unreadable = self._whole(found)
-            self._rows.cut(self.done * self._width * 4)
+            self._rows.cut(self.done * self._width * self.dtype.itemsize)
+
+    @property
+    def path(self) -> Path:
+        """Of the file with the rows."""
+        return self._rows.path
 
     @property
     def _width(self) -> int:
@@ -48,11 +55,11 @@ class UnfinishedRows:
         """Add rows [m, d]; they are there for good when it returns.
 
         Args:
-            rows: float32.
+            rows: become of the file's dtype.
             shape: of one row, d in all.
             unreadable: files among them that could not be read, and why.
         """
-        content = np.ascontiguousarray(rows, dtype=np.float32).tobytes()
+        content = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
         with writing(self.folder, ELSEWHERE):
             self._rows.append(content)
             self._rows.sync()
@@ -64,7 +71,7 @@ class UnfinishedRows:
 
     def table(self) -> np.ndarray:
         """All rows [n, d], mapped."""
-        return np.memmap(self._rows.path, np.float32, "r", shape=(self.done, self._width))
+        return np.memmap(self.path, self.dtype, "r", shape=(self.done, self._width))
 
     def close(self) -> None:
         """Let others go on with it."""
@@ -88,7 +95,7 @@ class UnfinishedRows:
         nothing: tuple[int, tuple[int, ...], int, dict[str, str]] = 0, (0,), 0, {}
         try:
             done, shape, crc, unreadable = (found[name] for name in ("done", "shape", "crc", "unreadable"))
-            left, seen = done * int(np.prod(shape)) * 4, 0
+            left, seen = done * int(np.prod(shape)) * self.dtype.itemsize, 0
             with (self.folder / "rows").open("rb") as file:
                 while left and (piece := file.read(min(left, READ_AT_ONCE))):
                     seen, left = zlib.crc32(piece, seen), left - len(piece)

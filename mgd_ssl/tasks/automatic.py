@@ -88,6 +88,12 @@ def _blur_sigma(config: PretrainConfig, facts: Facts) -> tuple[float, float]:
     return round(weakest * share, 3), round(strongest * share, 3)
 
 
+def _local_size(config: PretrainConfig, facts: Facts) -> int:
+    if config.data.local_crops == 0:
+        return config.data.local_size  # nobody looks at it
+    return max(16, round(config.data.image_size * 96 / PUBLISHED_EDGE / 16) * 16)
+
+
 def _batch_size(config: PretrainConfig, facts: Facts) -> int:
     most = min(config.optim.batch_size, max(SMALLEST_BATCH, facts.num_images // BATCHES_AN_EPOCH))
     power = 2 ** (most.bit_length() - 1)
@@ -136,6 +142,7 @@ def _mgd_weight(config: PretrainConfig, facts: Facts) -> float:
 
 RULES: dict[str, Callable[[PretrainConfig, Facts], Any]] = {
     "data.image_size": _image_size,
+    "data.local_size": _local_size,
     "data.blur_sigma": _blur_sigma,
     "optim.batch_size": _batch_size,
     "optim.epochs": _epochs,

@@ -35,8 +35,8 @@ from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.classifier import GuidedClassifier, Mixing
-from mgd_ssl.tasks.pretraining import share_norm_statistics
 from mgd_ssl.training.schedule import WarmupDecay
+from mgd_ssl.training.statistics import share_norm_statistics
 from mgd_ssl.training.task import Event
 from mgd_ssl.training.update import Update, sgd
 from moco.dist import rank, world_size

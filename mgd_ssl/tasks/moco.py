@@ -154,6 +154,8 @@ def build_method(config: PretrainConfig, teacher: Teacher | None, encoder: nn.Mo
         moco = QueryEncoder(encoder)
         if moco_config.bn_splits > 1:
             split_batch_norms(encoder, moco_config.bn_splits)
+    if config.data.local_crops:
+        check_local_size(encoder, config)
     head = family_of(encoder).classifier
     if teacher is None:
         return GuidedMoCo(moco, Guide(encoder, head=head), moco_config.weight)
@@ -193,6 +195,18 @@ def matched_maps(config: PretrainConfig, encoder: nn.Module, teacher: Teacher) -
     if config.moco.bn_splits > 1:
         split_batch_norms(mgd.norms, config.moco.bn_splits)
     return [tap.relu for tap in taps], MatchedMaps(mgd, config.seed)
+
+
+@torch.no_grad()
+def check_local_size(encoder: nn.Module, config: PretrainConfig) -> None:
+    """Raise UserError when the student cannot look at local crops of the size that is asked for."""
+    training, size = encoder.training, config.data.local_size
+    try:
+        encoder.eval()(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        raise UserError(f"data.local_size {size} is too small for {config.student} ({error}): raise it") from error
+    finally:
+        encoder.train(training)
 
 
 def check_sizes(config: PretrainConfig, num_images: int) -> None:

@@ -21,6 +21,7 @@ from mgd_ssl.data.upload import Upload
 from mgd_ssl.distillation.guide import Guide
 from mgd_ssl.distillation.matched_maps import MatchedMaps
 from mgd_ssl.distillation.rematch import Maps, padded, rematch, row_of, save_costs, tell
+from mgd_ssl.distillation.term import CROPS
 from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
@@ -32,12 +33,13 @@ from mgd_ssl.run.session import Session
 from mgd_ssl.tasks.moco import GuidedMoCo
 from mgd_ssl.tasks.sight import Sight
 from mgd_ssl.tasks.terms import bags_of
-from mgd_ssl.tasks.views import mix, views_drawn
+from mgd_ssl.tasks.views import local_crops, mix, pixels_drawn, views_drawn
 from mgd_ssl.training.collapse import warning_of
 from mgd_ssl.training.schedule import Milestones, WarmupCosine
+from mgd_ssl.training.statistics import share_norm_statistics
 from mgd_ssl.training.task import Event
 from mgd_ssl.training.update import Update, sgd
-from moco.dist import broadcast, rank, world_size
+from moco.dist import rank, world_size
 from moco.keyed import keyed_seed
 
 CALIBRATION_IMAGES = 256  # the ranges of a layer are those of millions of values
@@ -62,7 +64,8 @@ class Pretraining:
         self.steps_per_epoch = len(images) // config.optim.batch_size
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         self.views = views_drawn(module.contrasts, module.guide.needs())
-        view_bytes = len(self.views) * 3 * config.data.image_size**2 * config.optim.batch_size // world_size()
+        self.local = local_crops(config.data)
+        view_bytes = 3 * pixels_drawn(config.data, len(self.views)) * config.optim.batch_size // world_size()
         self.workers = ring_workers(self.runtime, config.data.workers, view_bytes)
         self.upload = Upload(self.runtime, view_policy(config.data).max_sigma)
         self.sight = Sight(teacher, config.teacher_precision, self.runtime)
@@ -82,7 +85,7 @@ class Pretraining:
         backend = chosen_backend(data.backend, self.runtime.device)
         logger.info("views: backend %s%s", backend, " (auto)" if data.backend == "auto" else "")
         dataset = TwoViews(self.images, view_policy(data), data.image_size, seed, backend)
-        dataset.alone, dataset.bags = self.views == ("query",), self.bags
+        dataset.alone, dataset.bags, dataset.local = self.views == ("query",), self.bags, self.local
         order = TrainingOrder(len(self.images), optim.batch_size, optim.epochs, seed, first_step, rank(), world_size())
         local_batch = optim.batch_size // world_size()
         with view_batches(dataset, order, local_batch, self.workers, self.runtime.device) as loader:
@@ -94,6 +97,8 @@ class Pretraining:
         views = dict(zip(self.views, self.upload.views(batch), strict=False))  # [N, 3, H, W] each
         epoch, seed = step / self.steps_per_epoch, self.config.seed
         needs = self.guide.needs(epoch)
+        if CROPS in needs.student:
+            views[CROPS] = self.upload.crops(batch)  # [N L, 3, h, w]
         share = mix(views, seed, step) if "mixed" in needs.student else 1.0
         targets: dict[str, Any] = {}
         if self.teacher is not None:
@@ -287,9 +292,3 @@ def update_of(config: PretrainConfig, task: Pretraining) -> Update:
     schedule = Milestones(cosine, optim.milestones, optim.lr_factor) if optim.milestones else cosine
     optimizer = sgd(task.module.parameters(), optim.lr, optim.momentum, optim.weight_decay)
     return Update(task.module, optimizer, schedule, task.runtime)
-
-
-def share_norm_statistics(network: nn.Module) -> None:
-    """Overwrite buffers (BatchNorm statistics) with those of rank 0, which are the ones that are saved."""
-    for buffer in network.buffers():
-        broadcast(buffer)

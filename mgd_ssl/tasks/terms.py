@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from mgd_ssl.distillation.compress import CompRess
 from mgd_ssl.distillation.disco import DisCo
 from mgd_ssl.distillation.seed import Seed
 from mgd_ssl.distillation.simreg import SimReg, regression_head
+from mgd_ssl.distillation.term import CROPS, Term
 from mgd_ssl.distillation.weighting import Weight
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.heads import output_width
@@ -22,6 +24,7 @@ from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.term_settings import BingoConfig, CompRessConfig, SeedConfig, TermsConfig, WeightSettings
 from moco.keyed import keyed_seed
 
+LOCAL = frozenset({"seed", "disco", "simreg", "compress"})  # terms that draw local crops to the query's target
 QUEUED = (SeedConfig, CompRessConfig, BingoConfig)  # settings of terms with a queue
 
 
@@ -123,7 +126,12 @@ def build_terms(config: PretrainConfig, width: int, teacher: Teacher) -> dict[st
             f"the teacher's embeddings have {size} numbers and moco.dim is {config.moco.dim}: set moco.dim to {size}"
         )
     fit = Fit(config, width, _feature_width(teacher, config.data.image_size))
-    return {name: BUILDERS[name](fit) for name in wanted}
+    terms = {name: BUILDERS[name](fit) for name in wanted}
+    if config.data.local_crops:
+        for name in LOCAL & terms.keys():
+            term = cast(Term, terms[name])
+            term.needs = term.needs._replace(student=term.needs.student | {CROPS})
+    return terms
 
 
 def wants_head(config: PretrainConfig) -> bool:
@@ -149,6 +157,7 @@ def bags_of(config: PretrainConfig, images: Images) -> Bags | None:
 def check_terms(config: PretrainConfig) -> None:
     """Raise UserError unless weights, teacher, queues and batch make sense together; no file is looked at."""
     terms, batch = chosen(config), config.optim.batch_size
+    _check_crops(config, terms)
     beside = [name for name in terms if name != "mgd"]
     if config.teacher is None:
         if beside:
@@ -174,6 +183,22 @@ def check_terms(config: PretrainConfig) -> None:
         if isinstance(settings, BingoConfig) and settings.bags is None:
             raise UserError("terms.bingo.bags is not set: make them with `mgd-ssl bags`, and pass its file")
     _check_balance(config, terms)
+
+
+def _check_crops(config: PretrainConfig, terms: dict[str, WeightSettings]) -> None:
+    data = config.data
+    if not data.local_crops:
+        return
+    if config.teacher is None or LOCAL.isdisjoint(terms):
+        raise UserError(
+            f"data.local_crops is {data.local_crops} and nothing looks at local crops, as MoCo, mgd and bingo compare "
+            "whole views: give seed, disco, simreg or compress a weight, or leave it out"
+        )
+    if data.local_size > data.image_size:
+        raise UserError(
+            f"data.local_size {data.local_size} is larger than data.image_size {data.image_size}: local crops are to "
+            "be the smaller ones"
+        )
 
 
 def balanced_terms(terms: dict[str, WeightSettings]) -> list[str]:

@@ -1,9 +1,12 @@
 """Which views of a batch there are, and what the teacher sees of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
+from mgd_ssl.config import DataConfig
+from mgd_ssl.data.samples import LocalCrops, view_policy
 from mgd_ssl.distillation.mixing import drawn_box, mixed
 from mgd_ssl.distillation.term import Needs, Seen
 from mgd_ssl.networks.teacher import Teacher
@@ -15,6 +18,18 @@ def views_drawn(contrasts: bool, needs: Needs) -> tuple[str, ...]:
     """Names of the views that a run has to draw of every image."""
     looked_at = needs.teacher | needs.student | ({"key"} if contrasts else set())
     return VIEWS if "member" in looked_at else VIEWS[:2] if "key" in looked_at else VIEWS[:1]
+
+
+def local_crops(config: DataConfig) -> LocalCrops | None:
+    """The local crops a configuration asks for, if any: colours and blur of the other views, in other boxes."""
+    if config.local_crops == 0:
+        return None
+    return LocalCrops(replace(view_policy(config), scale=config.local_scale), config.local_size, config.local_crops)
+
+
+def pixels_drawn(config: DataConfig, views: int) -> int:
+    """Of all views and local crops of an image."""
+    return views * config.image_size**2 + config.local_crops * config.local_size**2
 
 
 def mix(views: dict[str, Tensor], seed: int, step: int) -> float:

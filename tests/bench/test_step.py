@@ -22,3 +22,9 @@ def test_all_terms_together_take_a_step() -> None:
         losses = bingo().losses
         assert losses.keys() == {"bingo"} and torch.isfinite(losses["bingo"])
         bare_networks(config, runtime)()
+        local = config.model_copy(update={"terms": ("simreg",), "contrast": False, "local_crops": 2})
+        step, batches = Step(local, runtime), list[int]()
+        step.task.module.moco.encoder_q.register_forward_hook(lambda _, seen, __: batches.append(len(seen[0])))
+        step()
+        bare_networks(local, runtime)()
+        assert batches == [4, 8]

@@ -21,8 +21,10 @@ from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.samples import CentreCrops
 from mgd_ssl.errors import UserError
 from mgd_ssl.evaluation.config import EmbedConfig
-from mgd_ssl.evaluation.embedding import Embedded, Job, embed
+from mgd_ssl.evaluation.embedding import Embedded, embed
+from mgd_ssl.evaluation.feature_rows import FeatureRows
 from mgd_ssl.evaluation.layer import LayerOutput
+from mgd_ssl.evaluation.partwise import Part
 from mgd_ssl.evaluation.unfinished import UnfinishedRows
 from mgd_ssl.networks.backbones import ThinResNet, build_backbone
 from tests.conftest import write_images
@@ -169,15 +171,15 @@ def test_a_stopped_one_goes_on_where_it_was(
     words = ["embed", str(weights), "--data", str(image_folder / "train"), "--workers", "0", "--batch-size", "5"]
     words += ["--image-size", str(SIZE), "--runtime.device", "cpu", "--runtime.threads", "1"]
     assert main([*words, "--out", str(tmp_path / "whole.npy")]) == 0
-    asked, part = list[Sequence[int]](), Job._part
+    asked, part = list[Sequence[int]](), FeatureRows.part
 
-    def stopped(self: Job, rows: np.ndarray, reading: Any) -> np.ndarray:
+    def stopped(self: FeatureRows, rows: np.ndarray, *more: Any) -> Part:
         asked.append(rows.tolist())
         if len(asked) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return part(self, rows, reading)
+        return part(self, rows, *more)
 
-    monkeypatch.setattr(Job, "_part", stopped)
+    monkeypatch.setattr(FeatureRows, "part", stopped)
     assert main([*words, "--out", str(tmp_path / "half.npy")]) == 75
     assert not (tmp_path / "half.npy").exists() and asked[0] == list(range(5))
     assert main([*words, "--out", str(tmp_path / "half.npy")]) == 0

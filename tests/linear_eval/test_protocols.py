@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from linear_eval.protocols import FOLDER, Protocol, load_protocol
-from mgd_ssl.data.samples import CROP_AND_FLIP
+from mgd_ssl.data.random_crops import CROP_AND_FLIP
 from mgd_ssl.errors import UserError
 from tests.linear_eval.conftest import BASE, LIVE, write_protocol
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linear_eval.feature_batches import LiveSource, Transform
 from mgd_ssl.data.folder import ImageList
 from mgd_ssl.data.order import TrainingOrder
-from mgd_ssl.data.samples import CROP_AND_FLIP
+from mgd_ssl.data.random_crops import CROP_AND_FLIP
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.frozen import FrozenBackbone

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 
-FILES = ("beginning", "method", "running")
+FILES = ("beginning", "local", "method", "running")
 
 
 def load() -> None:

@@ -173,6 +173,12 @@ class Runs:
                 "checkpoint": {"every_steps": 3, "keep": 4},
                 "runtime": {"threads": 2, "log_every": 3},
             },
+            "local": {
+                "teacher": self.teacher,
+                "data": {"local_crops": 3, "local_size": 24, "local_scale": (0.1, 0.2), "backend": "device"},
+                "terms": {"simreg": {"weight": 1.0}},
+                "optim": {"epochs": 1},
+            },
             "other": {
                 "teacher": self.teacher,
                 "taps": ("layer2.0.relu", "layer3.0.relu"),

@@ -65,6 +65,13 @@ def test_views_are_as_large_as_the_images(edge: int, size: int) -> None:
     assert filled(config(), Facts(500, edge, on_cpu=True, parts=1))[0].data.image_size == size
 
 
+@pytest.mark.parametrize(("size", "local"), [(224, 96), (64, 32), (160, 64), (32, 16)])
+def test_local_crops_are_in_proportion_to_the_views(size: int, local: int) -> None:
+    given = config(data={"train": Path("x"), "image_size": size, "local_crops": 2})
+    assert filled(given, SMALL)[0].data.local_size == local
+    assert filled(config(), SMALL)[0].data.local_size == 96  # of no use to anybody
+
+
 @pytest.mark.parametrize(("parts", "batch"), [(1, 16), (3, 15), (8, 16), (12, 24)])
 def test_a_batch_has_two_images_for_every_part(parts: int, batch: int) -> None:
     assert filled(config(), Facts(100, 64, on_cpu=True, parts=parts))[0].optim.batch_size == batch
@@ -132,6 +139,7 @@ def test_flags_and_files_give_and_defaults_do_not(tmp_path: Path) -> None:
 NOBODY_LOOKS = {  # at these where the weight is 0 or there is no teacher
     "terms.seed.queue_size": "terms.seed.weight", "terms.compress.queue_size": "terms.compress.weight",
     "terms.bingo.queue_size": "terms.bingo.weight", "moco.queue_size": "moco.weight", "moco.momentum": "moco.weight",
+    "data.local_size": "data.local_crops",
 }  # fmt: skip
 
 

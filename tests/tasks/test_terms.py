@@ -202,15 +202,15 @@ def test_bags_are_the_nearest_of_all_features(bags: Path, teachers: Path, image_
 
 
 def test_neighbours_are_those_recorded_of_the_published_code(tmp_path: Path) -> None:
-    from mgd_ssl.evaluation.bags import nearest_others
+    from mgd_ssl.evaluation.neighbours import Neighbours
     from tests.test_term_reference import FOLDER
 
     file = np.load(FOLDER / "bingo_bags.npz")
     features = file["features"] / np.linalg.norm(file["features"], axis=1, keepdims=True)
     for shard in (7, 160):
-        assert np.array_equal(nearest_others(features, 5, shard), file["neighbours"])
+        assert np.array_equal(Neighbours(features, 5, shard).of(np.arange(len(features))), file["neighbours"])
     twins = np.repeat(features[:4], 9, axis=0)  # each row is there nine times
-    nearest = nearest_others(twins, 5, 10)
+    nearest = Neighbours(twins, 5, 10).of(np.arange(36))
     assert (nearest // 9 == np.arange(36)[:, None] // 9).all()
     assert not (nearest == np.arange(36)[:, None]).any()
 

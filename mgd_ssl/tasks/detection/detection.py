@@ -29,7 +29,7 @@ from mgd_ssl.tasks.detection.padding import PaddedSeen, masked, padded_for, vali
 from mgd_ssl.tasks.detection.samples import DetectionBatch, TrainingImages, WholeImages
 from mgd_ssl.tasks.detection.saved import save_detections
 from mgd_ssl.tasks.detection.uploaded import Padded, Uploaded
-from mgd_ssl.tasks.pretraining import share_norm_statistics
+from mgd_ssl.training.statistics import share_norm_statistics
 from mgd_ssl.training.task import Event
 from moco.dist import rank, world_size
 from moco.keyed import keyed_seed
