@@ -23,6 +23,7 @@ from mgd_ssl.errors import TrainingError, UserError
 from mgd_ssl.evaluation.config import BagsConfig
 from mgd_ssl.evaluation.knn_table import PassAccount
 from mgd_ssl.files import check_place, writing
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.runtime import Runtime, process
@@ -45,7 +46,7 @@ def make_bags(config: BagsConfig) -> dict[str, Any]:
         )
     backbone, report = load_backbone(find_weights(config.teacher), config.teacher_arch)
     with process(config.runtime) as runtime, writing(config.out):
-        network = backbone.eval().to(runtime.device).to(memory_format=runtime.memory_format)
+        network = placed(backbone.eval(), runtime.device, runtime.memory_format)
         with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".bags_") as folder:
             features = write_features(Path(folder) / "features.npy", network, images, config, runtime)
             neighbours = nearest_others(features, config.neighbours, config.shard_images)
