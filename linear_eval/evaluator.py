@@ -23,6 +23,7 @@ from mgd_ssl.errors import once_trained
 from mgd_ssl.evaluation.features import Features
 from mgd_ssl.files import writing
 from mgd_ssl.networks.frozen import FrozenBackbone
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.untrained import find_evaluated, untrained
 from mgd_ssl.run.checkpoint import serialised
 from mgd_ssl.run.environment import environment
@@ -57,7 +58,7 @@ def linear(config: LinearConfig | None = None, **settings: Any) -> tuple[Evaluat
     with ending_told(seed_folder(out, name, config.seeds[0])), process(config.runtime) as runtime:
         weights = on_rank_zero(lambda: find_evaluated(checkpoint))
         backbone = FrozenBackbone.load(weights, config.arch)
-        backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        placed(backbone, runtime.device, runtime.memory_format)
         decoding = decoding_as_in(run_in(checkpoint), config.background, config.max_pixels)
         train, val = scan_labelled(data / "train", data / "val", decoding)
         num_classes = int(train.labels.max()) + 1

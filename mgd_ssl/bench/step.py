@@ -19,6 +19,7 @@ from mgd_ssl.distillation.seed import Seed
 from mgd_ssl.distillation.simreg import SimReg
 from mgd_ssl.distillation.term import Needs
 from mgd_ssl.networks.backbones import build_backbone, build_encoder, feature_width, set_head
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.runtime import WORTH_COMPILING, Runtime, settled
 from mgd_ssl.run.session import Session
@@ -52,7 +53,7 @@ class Step:
         method = build_method(self.config, teacher)
         teacher.fold()
         for module in (method, teacher):
-            module.to(runtime.device).to(memory_format=runtime.memory_format)
+            placed(module, runtime.device, runtime.memory_format)
         with tempfile.TemporaryDirectory() as folder:
             images = ImageList(Path(folder), [str(i) for i in range(config.batch_size)])
             self.task = Pretraining(self.config, method, teacher, images, Session(Path(folder), 1, runtime))

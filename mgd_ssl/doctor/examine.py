@@ -14,6 +14,7 @@ from mgd_ssl.doctor.machine import look_at_machine
 from mgd_ssl.doctor.trial import Setup, largest_batch, take_steps
 from mgd_ssl.errors import UserError
 from mgd_ssl.networks.int8 import check_int8
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.run.runtime import Runtime, process
 from mgd_ssl.tasks.automatic import facts_of, filled, told
 from mgd_ssl.tasks.beginning import begin
@@ -53,7 +54,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
             teacher.fold()
         for module in (method, teacher):
             if module is not None:
-                module.to(runtime.device).to(memory_format=runtime.memory_format)
+                placed(module, runtime.device, runtime.memory_format)
         taught = look_at_teacher(run, teacher, runtime)
         steps = take_steps(Setup(run, images, method, teacher, runtime), config.steps)
         steps["disk_needed_gb"] = disk_needed_gb(run, steps["state_bytes"])

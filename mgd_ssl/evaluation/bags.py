@@ -19,6 +19,7 @@ from mgd_ssl.evaluation.features import FeatureExtractor
 from mgd_ssl.evaluation.neighbours import Neighbours
 from mgd_ssl.evaluation.partwise import Partwise
 from mgd_ssl.files import check_place
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.weights import load_backbone
 from mgd_ssl.run.folder import find_weights
 from mgd_ssl.run.runtime import Runtime, on_rank_zero, process, shared
@@ -34,6 +35,7 @@ def make_bags(config: BagsConfig) -> dict[str, Any]:
         Interrupted: on all ranks, after a signal; what was computed stays.
     """
     check_place(config.out.parent)
+<<<<<<< HEAD
     with process(config.runtime) as runtime:
         job = Job(config, runtime)
         about = on_rank_zero(job.made)
@@ -41,6 +43,25 @@ def make_bags(config: BagsConfig) -> dict[str, Any]:
             job.compute()
             about = job.about
         return about
+=======
+    images = open_images(config.images, Decoding(config.background, config.max_pixels))
+    if config.neighbours >= len(images):
+        raise UserError(
+            f"neighbours is {config.neighbours} and {config.images} holds {len(images)} images: set it below that"
+        )
+    backbone, report = load_backbone(find_weights(config.teacher), config.teacher_arch)
+    with process(config.runtime) as runtime, writing(config.out):
+        network = placed(backbone.eval(), runtime.device, runtime.memory_format)
+        with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".bags_") as folder:
+            features = write_features(Path(folder) / "features.npy", network, images, config, runtime)
+            neighbours = nearest_others(features, config.neighbours, config.shard_images)
+    about = {
+        "fingerprint": images.fingerprint(), "num_images": len(images), "neighbours": config.neighbours,
+        "teacher": {"arch": report.arch, "sha256": report.sha256}, "image_size": config.image_size,
+    }  # fmt: skip
+    save_bags(config.out, neighbours, about)
+    return about
+>>>>>>> layout
 
 
 class Job:
@@ -62,7 +83,7 @@ class Job:
             )
         path = on_rank_zero(lambda: find_weights(config.teacher))
         backbone, report = load_backbone(path, config.teacher_arch)
-        network = backbone.to(runtime.device).to(memory_format=runtime.memory_format)
+        network = placed(backbone, runtime.device, runtime.memory_format)
         if config.runtime.compile:
             network.compile()
         self.extract = FeatureExtractor(network, runtime, config.image_size)

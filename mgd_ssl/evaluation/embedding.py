@@ -27,6 +27,7 @@ from mgd_ssl.evaluation.unfinished import UnfinishedRows
 from mgd_ssl.files import ELSEWHERE, check_place, read_json, whole_file, write_whole, writing
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated
 from mgd_ssl.run.environment import environment
 from mgd_ssl.run.folder import run_image_size, run_of
@@ -125,7 +126,7 @@ class Job:
         network = trunk(backbone)
         if config.layer is not None:
             network = LayerOutput(network, config.layer, config.maps)
-        network = network.to(runtime.device).to(memory_format=runtime.memory_format)
+        network = placed(network, runtime.device, runtime.memory_format)
         if config.runtime.compile:
             network.compile()
         decoding = decoding_as_in(run_of(path), config.background, config.max_pixels)

@@ -26,6 +26,7 @@ from mgd_ssl.evaluation.knn import knn_accuracies, protocol
 from mgd_ssl.files import check_place
 from mgd_ssl.networks.account import LoadReport
 from mgd_ssl.networks.backbones import trunk
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.untrained import find_evaluated, load_evaluated, untrained
 from mgd_ssl.printable import printable
 from mgd_ssl.run.folder import run_image_size, run_of
@@ -72,7 +73,7 @@ def evaluate(config: KNNEvaluationConfig) -> tuple[list[Evaluation], Path | None
         if out is not None:
             check_place(out)  # before hours are spent
         backbone, report = load_evaluated(path, config.arch)
-        network = trunk(backbone).to(runtime.device).to(memory_format=runtime.memory_format)
+        network = placed(trunk(backbone), runtime.device, runtime.memory_format)
         if config.runtime.compile:
             network.compile(dynamic=False)
         decoding = decoding_as_in(run, config.background, config.max_pixels)

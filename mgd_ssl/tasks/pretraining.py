@@ -26,6 +26,7 @@ from mgd_ssl.evaluation.monitor import KNNMonitor
 from mgd_ssl.mgd.matching import chosen_matching_epochs
 from mgd_ssl.mgd.mgd import MGD
 from mgd_ssl.networks.backbones import initial_encoder, trunk, without_head
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.networks.teacher import Teacher
 from mgd_ssl.run.log import logger
 from mgd_ssl.run.runtime import on_rank_zero
@@ -205,7 +206,7 @@ class Pretraining:
         """Of the student with random weights."""
         moco = self.config.moco
         encoder = initial_encoder(self.config.student, moco.dim, moco.head_width, self.config.seed)
-        return trunk(encoder.to(self.runtime.device).to(memory_format=self.runtime.memory_format))
+        return trunk(placed(encoder, self.runtime.device, self.runtime.memory_format))
 
     def _evaluating(self, account: SkippedFiles) -> Reading:
         pin = self.runtime.device.type == "cuda"

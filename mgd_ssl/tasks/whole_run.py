@@ -12,6 +12,7 @@ from mgd_ssl.config import CheckpointConfig, RuntimeConfig
 from mgd_ssl.data.loader import PREFETCH
 from mgd_ssl.errors import UserError, once_trained
 from mgd_ssl.files import writing
+from mgd_ssl.networks.placing import placed
 from mgd_ssl.run.checkpoint import Checkpoints, serialised
 from mgd_ssl.run.folder import run_folder
 from mgd_ssl.run.log import logger
@@ -93,7 +94,7 @@ def to_device(runtime: Runtime, *modules: nn.Module | None) -> None:
     """Bring networks to where they are trained."""
     for module in modules:
         if module is not None:
-            module.to(runtime.device).to(memory_format=runtime.memory_format)
+            placed(module, runtime.device, runtime.memory_format)
 
 
 @contextmanager
