@@ -3,7 +3,7 @@
 Alone, a bias, a sum and a ReLU read and write whole maps; cuDNN does them before it writes its output, after the
 convolution's own multiplications (https://docs.nvidia.com/deeplearning/cudnn, runtime fusion). PyTorch has such
 operations since 1.10, for frozen TorchScript: they know neither autograd nor tensors without values, so that one of our
-own stands before them.
+own stands before them, whose maps are channels_last.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mgd_ssl.run.runtime import Runtime
 
 OPERATIONS = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")  # of ATen
 NAME = "mgd_ssl::convolution_relu"
@@ -44,7 +46,8 @@ def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Se
 def _without_values(
     images: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, geometry: Sequence[int]
 ) -> Tensor:
-    return _convolved(images, weight, None, geometry)
+    shape = _convolved(images, weight, None, geometry).shape
+    return torch.empty(shape, dtype=weight.dtype, device=images.device, memory_format=torch.channels_last)
 
 
 def _by_cudnn(images: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, geometry: Sequence[int]) -> Tensor:
@@ -54,22 +57,27 @@ def _by_cudnn(images: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None
         output = torch.ops.aten.cudnn_convolution_relu(images, weight, bias, *where)
     else:
         output = torch.ops.aten.cudnn_convolution_add_relu(images, weight, added, 1.0, bias, *where)
-    return output
+    return output.contiguous(memory_format=torch.channels_last)  # as it is already
+
+
+def _on_a_cpu(images: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, geometry: Sequence[int]) -> Tensor:
+    return plain(images, weight, bias, added, geometry).contiguous(memory_format=torch.channels_last)
 
 
 torch.library.register_fake(NAME, _without_values)
 torch.library.impl(NAME, "CUDA", _by_cudnn)
-torch.library.impl(NAME, "CPU", plain)
+torch.library.impl(NAME, "CPU", _on_a_cpu)
 convolution_relu = torch.ops.mgd_ssl.convolution_relu.default
 
 
-def can_fuse(device: torch.device) -> bool:
-    """Whether convolutions on a device are to be tried fused: wherever cuDNN may choose among all its kernels.
+def can_fuse(runtime: Runtime) -> bool:
+    """Whether convolutions are to be tried fused: on GPUs, wherever cuDNN may choose among all its kernels.
 
     Compiled networks are no exception, as what the compiler makes of a ReLU still reads and writes a whole map.
     """
     return (
-        device.type == "cuda"
+        runtime.device.type == "cuda"
+        and runtime.memory_format == torch.channels_last
         and torch.version.hip is None
         and torch.backends.cudnn.enabled
         and not torch.are_deterministic_algorithms_enabled()  # these operations do not ask

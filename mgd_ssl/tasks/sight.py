@@ -34,7 +34,7 @@ class Sight:
         if whole is not None and dtype is not None:
             self.teacher = half_teacher(whole, dtype)
         self.unfused: Teacher | None = None  # until the fused one is proven by the first batch
-        if self.teacher is not None and can_fuse(runtime.device) and (fused := fused_teacher(self.teacher)) is not None:
+        if self.teacher is not None and can_fuse(runtime) and (fused := fused_teacher(self.teacher)) is not None:
             self.teacher, self.unfused = fused, self.teacher
 
     def networks(self) -> list[nn.Module]:
