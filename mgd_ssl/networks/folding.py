@@ -6,14 +6,13 @@ folds both calls, which is wrong.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
-from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mgd_ssl.networks.data_flow import DataFlow
 
 EDGE = 96  # pixels of the random image on which both networks are compared; some cannot do with fewer
 TOLERANCE = 1e-4  # of their difference, relative to the largest value
@@ -66,29 +65,24 @@ def pairs_by_data_flow(network: nn.Module) -> list[Pair]:
     Raises:
         Exception: of any kind, when torch.fx cannot trace the network.
     """
-    arguments = signature(network.forward).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not Parameter.empty}
-    nodes = Tracer().trace(network, concrete_args=defaults).nodes
-    modules = dict(network.named_modules())
-    calls = Counter(modules[str(node.target)] for node in nodes if node.op == "call_module")
-    read = {modules.get(str(node.target).rpartition(".")[0]) for node in nodes if node.op == "get_attr"}
+    flow = DataFlow(network)
     pairs = []
-    for node in nodes:
+    for node in flow.nodes:
         sources = node.all_input_nodes
-        if node.op != "call_module" or len(sources) != 1 or sources[0].op != "call_module":
+        if len(sources) != 1 or len(sources[0].users) != 1:
             continue
-        convolution, norm = modules[str(sources[0].target)], modules[str(node.target)]
-        alone = len(sources[0].users) == 1 and calls[convolution] == calls[norm] == 1
-        if alone and not {convolution, norm} & read and _is_pair(convolution, norm):
-            pairs.append((convolution, norm))
+        pair = _pair(flow.module(sources[0]), flow.module(node))
+        if pair is not None and all(map(flow.once, pair)):
+            pairs.append(pair)
     return pairs
 
 
-def _is_pair(convolution: nn.Module, norm: nn.Module) -> bool:
-    """Whether the types are these and no others that do more, and the BatchNorm uses what it has learnt."""
+def _pair(convolution: nn.Module | None, norm: nn.Module | None) -> Pair | None:
+    """Both, where their types are these and no others that do more, and the BatchNorm uses what it has learnt."""
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
-        return False
-    return not convolution.training and not norm.training and norm.running_mean is not None
+        return None
+    usable = not convolution.training and not norm.training and norm.running_mean is not None
+    return (convolution, norm) if usable else None
 
 
 def _fold(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[], None]:

@@ -7,16 +7,15 @@ are deprecated, and what it makes of a network has lost its modules, and with th
 """
 
 import copy
-from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node, Tracer
 
 from mgd_ssl.errors import UserError
+from mgd_ssl.networks.data_flow import DataFlow, is_common
 from mgd_ssl.networks.teacher import Teacher
 from moco.dist import max_over_ranks
 
@@ -50,13 +49,7 @@ def has_native_int8() -> bool:
 
 def eighths(backbone: nn.Module) -> dict[str, nn.Conv2d]:
     """Convolutions that are computed in 8 bits, by name: all but grouped ones, which lose most by it."""
-    return {
-        name: module
-        for name, module in backbone.named_modules()
-        if type(module) is nn.Conv2d
-        and (module.groups, module.padding_mode) == (1, "zeros")
-        and not isinstance(module.padding, str)
-    }
+    return {name: module for name, module in backbone.named_modules() if is_common(module)}
 
 
 @torch.no_grad()
@@ -109,34 +102,24 @@ def read_by_convolutions(backbone: nn.Module, convolutions: Collection[str], tap
         tapped: names of ReLUs whose last input is looked at.
     """
     try:
-        nodes = list(Tracer().trace(backbone).nodes)
+        flow = DataFlow(backbone)
     except Exception:  # whatever the network's own code raises when it gets no tensor
         return {}
-    modules = dict(backbone.named_modules())
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
-    last = {node.target: node for node in nodes}
     found = {}
-    for node in nodes:
-        if node.op != "call_module" or node.target not in convolutions or calls[node.target] != 1:
+    for node in flow.nodes:
+        module = flow.module(node)
+        if module is None or node.target not in convolutions or flow.calls[module] != 1:
             continue
-        relus = _users(node, modules)
-        if len(relus) != 1 or type(modules.get(str(relus[0].target))) is not nn.ReLU:
+        relus = flow.readers(node)
+        if len(relus) != 1 or type(flow.module(relus[0])) is not nn.ReLU:
             continue
-        if relus[0].target in tapped and last[relus[0].target] is relus[0]:
+        if relus[0].target in tapped and flow.last[relus[0].target] is relus[0]:
             continue
-        readers = [str(user.target) for user in _users(relus[0], modules)]
-        if readers and all(reader in convolutions and calls[reader] == 1 for reader in readers):
-            found[str(node.target)] = readers[0]
+        readers = flow.readers(relus[0])
+        inside = [flow.module(each) for each in readers if each.target in convolutions]
+        if readers and len(inside) == len(readers) and all(each and flow.calls[each] == 1 for each in inside):
+            found[str(node.target)] = str(readers[0].target)
     return found
-
-
-def _users(node: Node, modules: dict[str, nn.Module]) -> list[Node]:
-    """What reads a node's output, through identities."""
-    users = []
-    for user in node.users:
-        module = modules.get(str(user.target)) if user.op == "call_module" else None
-        users += _users(user, modules) if type(module) is nn.Identity else [user]
-    return users
 
 
 class Int8Conv2d(nn.Module):

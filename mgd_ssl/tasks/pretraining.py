@@ -278,9 +278,7 @@ class Pretraining:
         self.module.gradients = False  # compiled backward passes keep nothing for a second one
         moco = self.module.moco
         networks = [moco.encoder_q, moco.encoder_k] if self.module.contrasts else [moco.encoder_q]
-        # one for matching, the other in steps, where they are not the same; 8 bits come later and are kernels already
-        networks += [each.backbone for each in dict.fromkeys((self.teacher, self.sight.teacher)) if each is not None]
-        for network in networks:
+        for network in [*networks, *self.sight.networks()]:  # 8 bits come later and are kernels already
             network.compile(dynamic=False)  # in place: the names in the state dict stay
         if self.mgd is not None:
             self.mgd.compile(dynamic=False)

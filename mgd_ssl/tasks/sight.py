@@ -1,12 +1,14 @@
-"""How a training step sees the teacher: in float32, in half precision, or in 8 bits."""
+"""How a training step sees the teacher: in float32, in half precision, or in 8 bits; on a GPU with fused kernels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgd_ssl.distillation.term import Needs, Seen
+from mgd_ssl.networks.convolution_relu import can_fuse
+from mgd_ssl.networks.fused import fused_teacher, proven
 from mgd_ssl.networks.int8 import Ranges, int8_teacher, seen_ranges
 from mgd_ssl.networks.low_precision import half_teacher, teacher_dtype
 from mgd_ssl.networks.teacher import Teacher
@@ -31,11 +33,22 @@ class Sight:
         self.runtime = replace(runtime, precision=dtype)
         if whole is not None and dtype is not None:
             self.teacher = half_teacher(whole, dtype)
+        self.unfused: Teacher | None = None  # until the fused one is proven by the first batch
+        if self.teacher is not None and can_fuse(runtime) and (fused := fused_teacher(self.teacher)) is not None:
+            self.teacher, self.unfused = fused, self.teacher
+
+    def networks(self) -> list[nn.Module]:
+        """All that may be called: to match, in steps, and in their place if that is not as it should be."""
+        teachers = dict.fromkeys((self.whole, self.teacher, self.unfused))
+        return [each.backbone for each in teachers if each is not None]
 
     def __call__(self, views: Mapping[str, Tensor], needs: Needs) -> Seen:
         """What the teacher sees of the views that somebody asks it about."""
         assert self.teacher is not None and (self.ranges or not self.int8), "not calibrated"
         with self.runtime.autocast():
+            if self.unfused is not None and needs.teacher:
+                self.teacher = proven(self.teacher, self.unfused, views[min(needs.teacher)])
+                self.unfused = None
             return taught(self.teacher, views, needs)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
