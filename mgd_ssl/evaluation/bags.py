@@ -35,7 +35,6 @@ def make_bags(config: BagsConfig) -> dict[str, Any]:
         Interrupted: on all ranks, after a signal; what was computed stays.
     """
     check_place(config.out.parent)
-<<<<<<< HEAD
     with process(config.runtime) as runtime:
         job = Job(config, runtime)
         about = on_rank_zero(job.made)
@@ -43,25 +42,6 @@ def make_bags(config: BagsConfig) -> dict[str, Any]:
             job.compute()
             about = job.about
         return about
-=======
-    images = open_images(config.images, Decoding(config.background, config.max_pixels))
-    if config.neighbours >= len(images):
-        raise UserError(
-            f"neighbours is {config.neighbours} and {config.images} holds {len(images)} images: set it below that"
-        )
-    backbone, report = load_backbone(find_weights(config.teacher), config.teacher_arch)
-    with process(config.runtime) as runtime, writing(config.out):
-        network = placed(backbone.eval(), runtime.device, runtime.memory_format)
-        with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".bags_") as folder:
-            features = write_features(Path(folder) / "features.npy", network, images, config, runtime)
-            neighbours = nearest_others(features, config.neighbours, config.shard_images)
-    about = {
-        "fingerprint": images.fingerprint(), "num_images": len(images), "neighbours": config.neighbours,
-        "teacher": {"arch": report.arch, "sha256": report.sha256}, "image_size": config.image_size,
-    }  # fmt: skip
-    save_bags(config.out, neighbours, about)
-    return about
->>>>>>> layout
 
 
 class Job:
