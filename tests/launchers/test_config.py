@@ -103,7 +103,7 @@ def test_out_may_stand_on_either_side() -> None:
         (["slurm", "--then", "knn '", "--out", "run", "--", *PRETRAIN], "No closing quotation.*: close the quotes"),
         (
             ["slurm", "--", "report", "run"],
-            "no command 'report'.*choose pretrain, classify, detect, linear, knn, embed$",
+            "no command 'report'.*choose pretrain, classify, detect, linear, knn, embed, bags$",
         ),
         (["slurm", "--", "pretrian"], "no command 'pretrian', did you mean 'pretrain'"),
         (["slrum", "--", "pretrain"], "no launcher 'slrum', did you mean 'slurm'"),

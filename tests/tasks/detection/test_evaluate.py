@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_told(run: Path, shapes: Path, tmp_path: Path) -> N
     (tmp_path / "other.json").write_text(json.dumps(boxes))
     with pytest.raises(UserError, match=r"other\.json has other categories than"):
         evaluate_run(config(run, annotations=tmp_path / "other.json"))
-    with pytest.raises(UserError, match=r"holds a detector: mgd-ssl detect --evaluate"):
+    with pytest.raises(UserError, match=r"holds a detector \(AP \d+\.\d\): mgd-ssl detect --evaluate"):
         write_report([run], tmp_path / "report.html")
 
 
