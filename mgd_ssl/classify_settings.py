@@ -6,7 +6,7 @@ The line under a field is its documentation, in `--help` too.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mgd_ssl.config import (
     MAX_SIZE,
@@ -23,6 +23,7 @@ from mgd_ssl.config import (
     check_input,
 )
 from mgd_ssl.settings import FREE, MAX_SEED, Required, Settings
+from mgd_ssl.view_settings import AreaShares
 
 
 class LabelledDataConfig(Settings):
@@ -34,7 +35,7 @@ class LabelledDataConfig(Settings):
     """Images to validate on after every epoch."""
     image_size: int = Field(224, ge=16, le=MAX_SIZE)
     """Edge of a crop in pixels."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: AreaShares = (0.08, 1.0)
     """Range of a random crop's share of the image area, within 0 to 1."""
     share_of_labels: float = Field(1.0, gt=0, le=1)
     """Share of every class that is learnt from (one image at least): 0.01 and 0.1 for few labels."""
@@ -47,13 +48,6 @@ class LabelledDataConfig(Settings):
     """Behind transparent parts of images: white, black, #rrggbb, or in a file [r, g, b]."""
     max_pixels: MaxPixels = USUAL.max_pixels
     """Images with more pixels are unreadable; they are not decoded."""
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("give a smaller and a larger share, above 0 and up to 1, as 0.08 1.0")
-        return value
 
 
 class GuidanceConfig(MatchingConfig):

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from mgd_ssl.settings import AUTOMATIC, FREE, MAX_SEED, Required, Settings, each_once
 from mgd_ssl.term_settings import TermsConfig, WeightSettings
-from mgd_ssl.view_settings import LocalCropSettings
+from mgd_ssl.view_settings import AreaShares, LocalCropSettings
 
 MEAN = (0.485, 0.456, 0.406)  # of the pixels networks see: ImageNet's, as in MoCo
 DEVIATION = (0.229, 0.224, 0.225)
@@ -69,7 +69,7 @@ class DataConfig(LocalCropSettings):
     """Edge of a view in pixels; not given: that of the images in steps of 16, from 64 to 224."""
     recipe: Literal["v2", "v1", "weak"] = "v2"
     """Augmentation of MoCo v2 or v1; weak: crop and flip alone, as SimReg and CompRess were published with."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: AreaShares = (0.2, 1.0)
     """Range of a crop's share of the image area, within 0 to 1."""
     blur_sigma: Annotated[tuple[float, float], AUTOMATIC] = (0.1, 2.0)
     """Range of the blur in pixels of the view; not given: the published one of 224, in proportion to image_size."""
@@ -85,13 +85,6 @@ class DataConfig(LocalCropSettings):
     """Behind transparent parts of images, those of k-NN too: white, black, #rrggbb, or in a file [r, g, b]."""
     max_pixels: MaxPixels = USUAL.max_pixels
     """Images with more pixels are unreadable; they are not decoded."""
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("give a smaller and a larger share, above 0 and up to 1, as 0.2 1.0")
-        return value
 
     @field_validator("blur_sigma")
     @classmethod

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mgd_ssl.bench.config import StepConfig
+from mgd_ssl.bench.gpu_teacher import fused_against_plain
 from mgd_ssl.bench.step import Step, bare_networks, view_rows
 from mgd_ssl.bench.timing import Work, clock_of, compared
 from mgd_ssl.config import RuntimeConfig
@@ -287,4 +288,5 @@ CHECKS: dict[str, Check] = {
     "ceilings": ceilings, "no synchronisation": no_synchronisation, "twins": twins, "views": views,
     "step against bare networks": against_bare, "loss against its bytes": loss_bytes, "ring": ring, "resume": resume,
     "two processes on one GPU": shared_gpu, "k-NN": knn, "failed pinning": failed_pinning,
+    "fused teacher against plain": fused_against_plain,
 }  # fmt: skip

@@ -27,6 +27,7 @@ from mgd_ssl.tasks.moco import build_method
 from mgd_ssl.tasks.pretraining import Pretraining, update_of
 from mgd_ssl.term_settings import TermsConfig
 from mgd_ssl.training.task import StepOutput
+from mgd_ssl.view_settings import local_size
 from moco import ViewKey, ViewPolicy, draw_view, projection_head
 
 NEEDS = {
@@ -88,7 +89,7 @@ def random_batch(config: StepConfig, device: torch.device) -> PretrainBatch:
 
 def with_crops(batch: PretrainBatch, config: StepConfig) -> PretrainBatch:
     """The batch with local crops of noise."""
-    count, size = config.batch_size * config.local_crops, local_size(config)
+    count, size = config.batch_size * config.local_crops, local_size(config.image_size)
     crops = torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
     if batch.rows is None:
         return batch._replace(crops=crops)
@@ -111,7 +112,7 @@ def settings_of(config: StepConfig, runtime: Runtime) -> PretrainConfig:
             train=Path("none"),
             image_size=config.image_size,
             local_crops=config.local_crops,
-            local_size=local_size(config),
+            local_size=local_size(config.image_size),
         ),
         moco=MoCoConfig(queue_size=config.queue_size, weight=float(config.contrast)),
         mgd=MGDConfig(weight=1e-4 if "mgd" in config.terms else 0.0),
@@ -132,7 +133,7 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
             network.compile(dynamic=False)
     needs = Needs.union(NEEDS[name] for name in config.terms)
     images = torch.randn(size_of(config), device=runtime.device).to(memory_format=runtime.memory_format)
-    small = (config.batch_size * config.local_crops, 3, local_size(config), local_size(config))
+    small = (config.batch_size * config.local_crops, 3, local_size(config.image_size), local_size(config.image_size))
     crops = torch.randn(small, device=runtime.device).to(memory_format=runtime.memory_format)
 
     def bare() -> None:
@@ -156,11 +157,6 @@ def bare_networks(config: StepConfig, runtime: Runtime) -> Work:
 def size_of(config: StepConfig) -> tuple[int, int, int, int]:
     """Of a batch of one view."""
     return (config.batch_size, 3, config.image_size, config.image_size)
-
-
-def local_size(config: StepConfig) -> int:
-    """Edge of a local crop in pixels."""
-    return max(16, round(config.image_size * 96 / 224 / 16) * 16)
 
 
 def view_rows(num_images: int, views: int = 2) -> Tensor:

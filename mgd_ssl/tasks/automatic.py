@@ -18,6 +18,7 @@ from mgd_ssl.networks.activations import maps_before_activations
 from mgd_ssl.networks.backbones import build_backbone, stage_taps
 from mgd_ssl.run.runtime import on_rank_zero
 from mgd_ssl.setting_keys import automatic_keys, changed, given_keys, value_of
+from mgd_ssl.view_settings import local_size
 from moco.dist import world_size
 
 SAMPLE = 200  # images whose size is looked at
@@ -91,7 +92,7 @@ def _blur_sigma(config: PretrainConfig, facts: Facts) -> tuple[float, float]:
 def _local_size(config: PretrainConfig, facts: Facts) -> int:
     if config.data.local_crops == 0:
         return config.data.local_size  # nobody looks at it
-    return max(16, round(config.data.image_size * 96 / PUBLISHED_EDGE / 16) * 16)
+    return local_size(config.data.image_size)
 
 
 def _batch_size(config: PretrainConfig, facts: Facts) -> int:

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from mgd_ssl.bench import gpu_checks
+from mgd_ssl.bench import gpu_checks, gpu_teacher
 from mgd_ssl.bench.config import StepConfig
 from mgd_ssl.bench.gpu_checks import CHECKS, CPU, run_checks
 from mgd_ssl.cli import main
@@ -26,7 +26,9 @@ def test_those_that_need_no_gpu_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -
         runtime=RuntimeConfig(precision="float32"),
     )  # fmt: skip
     monkeypatch.setattr(gpu_checks, "SMALL", small)
-    names = ("twins", "views", "ring", "resume", "k-NN")
+    for name, value in {"ARCH": "thin_resnet14", "BATCH": 2, "SIZE": 48}.items():
+        monkeypatch.setattr(gpu_teacher, name, value)
+    names = ("twins", "views", "ring", "resume", "k-NN", "fused teacher against plain")
     found = run_checks(CPU, {name: CHECKS[name] for name in names})
     assert {name: numbers["passed"] for name, numbers in found.items()} == dict.fromkeys(names, True), found
     assert found["twins"]["loss_1"] == 0.0
