@@ -142,7 +142,8 @@ def explanation(config: DemoConfig, device: str) -> str:
     return (
         f"{images} training images of {len(TEXTURES)} procedural textures, {VAL_PER_CLASS * len(TEXTURES)} validation "
         f"images, {spread}; the standard error of one number is about 1.6 points.\n"
-        "This shows that the pipeline works. MoCo alone first falls below random features here and needs more epochs to "
-        "pass them. Students of the same epochs have seen equally many images, but a step with a teacher takes longer. Minutes on textures say nothing about "
-        "how methods rank after 200 epochs on ImageNet; mgd-ssl pretrain --config imagenet_r50_r18_mgd is that recipe."
+        "This shows that the pipeline works. MoCo alone first falls below random features here and needs more epochs "
+        "to pass them. Students of the same epochs have seen equally many images, but a step with a teacher takes "
+        "longer. Minutes on textures say nothing about how methods rank after 200 epochs on ImageNet; mgd-ssl pretrain "
+        "--config imagenet_r50_r18_mgd is that recipe."
     )
